@@ -1,0 +1,193 @@
+"""The contract of a queue: an index over what waits and what is leased. Storage is the truth.
+
+An item waits in its lane until `claim` turns it into a lease. The lease is the slot in the lane: it is freed by `ack`
+or `release` only. A lease that ran out keeps its slot until another worker claims it for adoption, so capacity stays
+exact through crashes. The queue server's clock decides all times.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueItem:
+    """An execution that waits for a slot in a lane."""
+
+    execution_id: str
+    task_id: str
+    lane: str
+    #: 0 to 9, higher first; first in, first out within one.
+    priority: int = 0
+    #: Unix time before which it is not granted; 0 for at once.
+    due_at: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """A worker's renewable claim on an item."""
+
+    item: QueueItem
+    worker: str
+    #: Names this very claim; a later claim of the same item has another.
+    token: str
+    #: Whether it was taken over from a lease that had run out.
+    adopted: bool
+    #: The place that was assigned to it, if any; kept when it is adopted.
+    place: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Renewal:
+    """What a renewal found."""
+
+    #: Execution ids whose lease is held by somebody else now, or is gone.
+    lost: frozenset[str] = frozenset()
+    #: Execution ids that were asked to stop.
+    stop: frozenset[str] = frozenset()
+
+
+class Cancelled(StrEnum):
+    """What `cancel` found."""
+
+    #: It was waiting and is removed.
+    REMOVED = "removed"
+    #: It is leased; its holder hears of it at its next renewal.
+    LEASED = "leased"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneStats:
+    """One lane, counted."""
+
+    #: Items that could be granted now.
+    waiting: int = 0
+    #: Items whose time has not come.
+    delayed: int = 0
+    #: Slots taken: leases, run out or not.
+    leased: int = 0
+    #: When the next delayed item is due.
+    next_due_at: float | None = None
+    #: Leases by assigned place.
+    places: Mapping[str, int] | None = None
+
+
+class Subscription(ABC):
+    """Topics listened to."""
+
+    @abstractmethod
+    async def next(self, timeout: float) -> str | None:
+        """The topic of the next message, or None after `timeout` seconds. Repeats may be folded into one."""
+
+
+class Queue(ABC):
+    """Every method raises QueueUnavailable when the server cannot be reached in time.
+
+    Each is atomic, and harmless when it is repeated because its answer was lost.
+    """
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect and make ready; raises QueueUnavailable."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+
+    @abstractmethod
+    async def put(self, items: Sequence[QueueItem]) -> None:
+        """Add items. An item whose execution is there already, waiting or leased, is left as it is."""
+
+    @abstractmethod
+    async def claim(
+        self, lane: str, *, worker: str, capacity: int, limit: int, lease_seconds: float
+    ) -> Sequence[Lease]:
+        """Lease up to `limit` items of `lane` for `worker`.
+
+        Leases that ran out are given first, for adoption: they hold their slot already. Then due items, highest
+        priority first and oldest within it, while the lane holds fewer than `capacity` leases. Grants nothing
+        while `needs_rebuild`.
+        """
+
+    @abstractmethod
+    async def assign(self, lease: Lease, offers: Sequence[tuple[str, int]]) -> str | None:
+        """Give the lease the first of the `(place, capacity)` offers that has room, and return that place.
+
+        A lease that has a place keeps it if it is among the offers. None when no place has room.
+        Raises LeaseLost.
+        """
+
+    @abstractmethod
+    async def loads(self, lane: str) -> Mapping[str, int]:
+        """Leases of `lane` by assigned place."""
+
+    @abstractmethod
+    async def renew(self, leases: Sequence[Lease], lease_seconds: float) -> Renewal:
+        """Make leases of one worker last `lease_seconds` from now.
+
+        One that ran out but was not claimed by another is renewed all the same.
+        """
+
+    @abstractmethod
+    async def ack(self, lease: Lease) -> None:
+        """The execution has ended: remove the item and free its slot. Raises LeaseLost if another holds it."""
+
+    @abstractmethod
+    async def release(self, lease: Lease, *, delay: float) -> None:
+        """Put the item back, due `delay` seconds from now, in its old order, and free its slot. Raises LeaseLost."""
+
+    @abstractmethod
+    async def hand_over(self, leases: Sequence[Lease]) -> None:
+        """Let the leases run out now; slots stay taken until another worker adopts. Leases lost are left out."""
+
+    @abstractmethod
+    async def cancel(self, execution_id: str) -> Cancelled:
+        """Remove a waiting item, or tell the holder of its lease to stop."""
+
+    @abstractmethod
+    async def contains(self, execution_ids: Sequence[str]) -> frozenset[str]:
+        """Those of the ids that wait or are leased."""
+
+    @abstractmethod
+    async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
+        """The items of `lane` that would be granted next; leased ones not included."""
+
+    @abstractmethod
+    async def stats(self) -> Mapping[str, LaneStats]:
+        """Every lane that holds anything."""
+
+    @abstractmethod
+    async def wait(self, lanes: Sequence[str], timeout: float) -> None:
+        """Return when something may have become claimable in one of the lanes, or after `timeout` seconds.
+
+        May return early for no reason; a wake-up that is lost only costs the time-out.
+        """
+
+    @abstractmethod
+    async def needs_rebuild(self) -> bool:
+        """Whether the queue has lost its data (or never had any): it grants nothing until `rebuilt`."""
+
+    @abstractmethod
+    async def restore_leases(self, leases: Sequence[Lease], lease_seconds: float) -> None:
+        """Put back leases of running executions, each valid for `lease_seconds`; existing ones are left alone."""
+
+    @abstractmethod
+    async def rebuilt(self) -> None:
+        """Everything was put back: grant again."""
+
+    @abstractmethod
+    async def publish(self, topic: str) -> None:
+        """Wake whoever listens to `topic`. Best effort: everything works, later, when it is lost."""
+
+    @abstractmethod
+    def subscribe(self, topics: Sequence[str]) -> AbstractAsyncContextManager[Subscription]:
+        """Listen to `topics` while the context is open."""
+
+    @abstractmethod
+    async def health(self) -> str:
+        """Ask the server; a short description of it. Raises QueueUnavailable."""

@@ -1,0 +1,305 @@
+"""The words of Fastlane as data: frozen, typed, without I/O.
+
+Times are Unix time in seconds (UTC) as `float`; durations are seconds; sizes are bytes.
+A record's `revision` is 0 until it is stored and grows by one with every write; storages compare it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+from typing_extensions import TypeAliasType
+
+#: What JSON can carry.
+Json = TypeAliasType("Json", "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None")
+JsonObject: TypeAlias = Mapping[str, Json]
+
+
+class Status(StrEnum):
+    """Where an execution is in its life; `fastlane_core.engine.lifecycle` has the transitions."""
+
+    ENQUEUED = "enqueued"
+    PULLING = "pulling"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    TIMEDOUT = "timedout"
+    STOPPED = "stopped"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether an execution in this status has ended."""
+        return self not in (Status.ENQUEUED, Status.PULLING, Status.RUNNING)
+
+
+class Reason(StrEnum):
+    """Why an execution ended as it did: what programs test for, next to a sentence for people."""
+
+    SUCCEEDED = "succeeded"
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    OUT_OF_MEMORY = "out_of_memory"
+    COMMAND_NOT_FOUND = "command_not_found"
+    COMMAND_NOT_EXECUTABLE = "command_not_executable"
+    IMAGE_NOT_FOUND = "image_not_found"
+    START_REJECTED = "start_rejected"
+    ENGINE_LOST = "engine_lost"
+    RUN_LOST = "run_lost"
+    TIMED_OUT = "timed_out"
+    STOPPED = "stopped"
+    EXPIRED = "expired"
+    INTERNAL_ERROR = "internal_error"
+
+
+class Stream(StrEnum):
+    """One of the two streams that a run writes to."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """What to run. A job holds one, and each of its executions a copy of the one it was made with."""
+
+    #: Image reference, as the caller wrote it.
+    image: str
+    #: Command line in POSIX shell quoting, split into arguments without a shell; "" runs the image's own.
+    command: str
+    #: Environment of the run.
+    env: Mapping[str, str] = field(default_factory=dict)
+    #: Options of runners, by runner name: `{"docker": {"memory": "1g"}}`; validated by that runner's model.
+    options: Mapping[str, JsonObject] = field(default_factory=dict)
+    #: Seconds that the run may take, counted from its start.
+    timeout: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """A name that groups jobs; farms and limits match on it."""
+
+    id: str
+    created_at: float
+    #: When a job was last submitted to it.
+    modified_at: float
+    jobs_count: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What was asked for; has many executions."""
+
+    id: str
+    task_id: str
+    spec: RunSpec
+    created_at: float
+    modified_at: float
+    #: Address that the request came from.
+    request_ip: str | None = None
+    #: The caller's own data, kept and given back as it came.
+    metadata: JsonObject = field(default_factory=dict)
+    #: Further attempts after a failed one.
+    retries: int = 0
+    #: Time of the first start; None starts at once.
+    start_at: float | None = None
+    #: Time after which it must not start any more.
+    expiration: float | None = None
+    #: 0 to 9; higher starts earlier within its lane.
+    priority: int = 0
+    #: What notifier plugins were asked for, by payload field; validated by their models.
+    notifications: JsonObject = field(default_factory=dict)
+    #: The caller's key that makes a repeated submission harmless, unique within the task.
+    idempotency_key: str | None = None
+    #: Digest of the submission that came with the key.
+    request_digest: str | None = None
+    #: When stopping was asked for: no attempt starts afterwards.
+    stop_requested_at: float | None = None
+    revision: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunHandle:
+    """What a runner needs to pick a run up again, in any process. Opaque to core."""
+
+    #: Name of the runner that made it.
+    runner: str
+    #: Version of the format of `data`.
+    version: int
+    data: JsonObject
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery stands."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """One notification owed to one target, kept until it is delivered or given up on."""
+
+    #: Stable, so that a receiver can drop repeats.
+    id: str
+    #: Name of the notifier that makes it.
+    notifier: str
+    #: What the notifier needs to make it; only that notifier reads it.
+    target: JsonObject
+    state: DeliveryState = DeliveryState.PENDING
+    #: Tries made so far.
+    attempts: int = 0
+    #: Time of the next try while pending.
+    due_at: float = 0.0
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """One attempt at running a job."""
+
+    id: str
+    job_id: str
+    task_id: str
+    spec: RunSpec
+    lane: str
+    status: Status
+    created_at: float
+    updated_at: float
+    priority: int = 0
+    #: 1 for the first attempt.
+    attempt: int = 1
+    #: Failed attempts before this one that count against the job's `retries`.
+    retries_used: int = 0
+    #: The execution that this one tries again.
+    retry_of: str | None = None
+    #: Due time of the schedule's firing that made it.
+    tick: float | None = None
+    #: Time before which it must not start, and after which it must not start any more.
+    due_at: float = 0.0
+    expiration: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    request_ip: str | None = None
+    exit_code: int | None = None
+    reason: Reason | None = None
+    #: One sentence for people that goes with the reason.
+    message: str | None = None
+    #: Why it has not started yet, where that is known.
+    waiting_for: str | None = None
+    stop_requested_at: float | None = None
+    #: Who works on it; `fence` grows with every taking-over.
+    worker: str | None = None
+    fence: int = 0
+    #: Where within the lane it runs (a host), written before the run is started.
+    place: str | None = None
+    handle: RunHandle | None = None
+    #: Bytes of output kept, per stream.
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    #: Whether output beyond the size limit was dropped.
+    log_truncated: bool = False
+    #: The attempt that follows this one, and when it is due; decided with the final status.
+    retry_id: str | None = None
+    retry_at: float | None = None
+    deliveries: tuple[Delivery, ...] = ()
+    #: When something is next owed for it after its end (clean-up, a retry, a delivery); None when nothing is.
+    owes_at: float | None = None
+    revision: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRequest:
+    """What core asks a runner to start."""
+
+    execution_id: str
+    job_id: str
+    task_id: str
+    spec: RunSpec
+    #: Arguments of the command; empty runs the image's own.
+    argv: tuple[str, ...]
+    lane: str
+    place: str
+    #: Distinguishes this start from one by a worker that lost its lease; higher is newer.
+    fence: int
+    #: Two Fastlanes can share an engine: each owns only the runs that carry its id.
+    deployment_id: str
+    #: Output that core will keep, bytes over both streams; the engine must hold at least that much.
+    max_log_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOutcome:
+    """How a run ended, as its engine tells it."""
+
+    exit_code: int | None
+    reason: Reason
+    #: One sentence for people; "" when the exit code says all.
+    message: str = ""
+    #: By the engine's clock.
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """A stretch of what a run wrote, as a runner reads it."""
+
+    stream: Stream
+    data: bytes
+    #: Where reading goes on after this stretch. Opaque to core; any process may resume from it.
+    position: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogChunk:
+    """A stretch of output as it is stored: chunks of an execution are numbered from 1 without gaps."""
+
+    sequence: int
+    stream: Stream
+    #: Bytes of the same stream before this chunk.
+    offset: int
+    data: bytes
+    #: The runner's position after this chunk.
+    position: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far the preparation of a run (a pull) has come."""
+
+    message: str
+    #: Units done and in all, where they are known.
+    current: int | None = None
+    total: int | None = None
+
+
+class EventKind(StrEnum):
+    """What an event tells."""
+
+    EXECUTION_CHANGED = "execution_changed"
+    EXECUTION_PROGRESS = "execution_progress"
+    EXECUTION_ADOPTED = "execution_adopted"
+    EXECUTION_MENDED = "execution_mended"
+    ENGINE_TROUBLE = "engine_trouble"
+    LOOP_CRASHED = "loop_crashed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened, for observers; carries no secrets."""
+
+    kind: EventKind
+    at: float
+    task_id: str | None = None
+    job_id: str | None = None
+    execution_id: str | None = None
+    lane: str | None = None
+    worker: str | None = None
+    status: Status | None = None
+    reason: Reason | None = None
+    message: str = ""
