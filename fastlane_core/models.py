@@ -195,8 +195,12 @@ class Execution:
     #: Who works on it; `fence` grows with every taking-over.
     worker: str | None = None
     fence: int = 0
+    #: Token of the queue's lease that the worker holds.
+    lease_token: str | None = None
     #: Where within the lane it runs (a host), written before the run is started.
     place: str | None = None
+    #: When a runner was first asked to start it on `place`: from then on a run may exist there.
+    start_asked_at: float | None = None
     handle: RunHandle | None = None
     #: Bytes of output kept, per stream.
     stdout_bytes: int = 0

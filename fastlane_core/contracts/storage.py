@@ -168,7 +168,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def last_log(self, execution_id: str) -> Mapping[Stream, LogChunk]:
-        """The last chunk of each stream, `data` left empty. The higher sequence is the end of the log."""
+        """The last chunk of each stream, with its data. The higher sequence is the end of the log."""
 
     # Retention
 

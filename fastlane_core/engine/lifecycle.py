@@ -1,0 +1,223 @@
+"""The life of an execution, without I/O: every status, how it is reached, and what follows an ending.
+
+Each step takes the record as it was read and returns the one to write; storages refuse the write if the record has
+changed meanwhile. Times are passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from fastlane_core.engine.backoff import Backoff
+from fastlane_core.engine.identifiers import retry_id
+from fastlane_core.errors import FastlaneError
+from fastlane_core.models import Execution, Job, Reason, RunHandle, RunOutcome, Status
+
+#: The only ways from one status to another.
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    Status.ENQUEUED: frozenset({Status.PULLING, Status.FAILED, Status.STOPPED, Status.EXPIRED}),
+    Status.PULLING: frozenset(
+        {Status.ENQUEUED, Status.RUNNING, Status.FAILED, Status.TIMEDOUT, Status.STOPPED, Status.EXPIRED}
+    ),
+    Status.RUNNING: frozenset({Status.DONE, Status.FAILED, Status.TIMEDOUT, Status.STOPPED}),
+    Status.DONE: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.TIMEDOUT: frozenset(),
+    Status.STOPPED: frozenset(),
+    Status.EXPIRED: frozenset(),
+}
+
+
+class IllegalTransition(FastlaneError):
+    """A step that the table does not have; always a defect."""
+
+
+class Retried(StrEnum):
+    """Whether an ending is tried again."""
+
+    NEVER = "never"
+    #: As long as the job has retries left.
+    COUNTED = "counted"
+    #: Always: the job was not at fault.
+    FREE = "free"
+
+
+#: What follows each ending.
+RETRIED: Mapping[Reason, Retried] = {
+    Reason.SUCCEEDED: Retried.NEVER,
+    Reason.EXIT_CODE: Retried.COUNTED,
+    Reason.SIGNAL: Retried.COUNTED,
+    Reason.OUT_OF_MEMORY: Retried.COUNTED,
+    Reason.COMMAND_NOT_FOUND: Retried.COUNTED,
+    Reason.COMMAND_NOT_EXECUTABLE: Retried.COUNTED,
+    Reason.RUN_LOST: Retried.COUNTED,
+    Reason.IMAGE_NOT_FOUND: Retried.NEVER,
+    Reason.START_REJECTED: Retried.NEVER,
+    Reason.ENGINE_LOST: Retried.FREE,
+    Reason.TIMED_OUT: Retried.NEVER,
+    Reason.STOPPED: Retried.NEVER,
+    Reason.EXPIRED: Retried.NEVER,
+    Reason.INTERNAL_ERROR: Retried.NEVER,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """How an execution ends."""
+
+    status: Status
+    reason: Reason
+    message: str | None = None
+    exit_code: int | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+def taken_over(execution: Execution, *, worker: str, lease_token: str, now: float) -> Execution:
+    """A worker got the lease: the higher fence makes every write of an earlier holder fail."""
+    return replace(execution, worker=worker, lease_token=lease_token, fence=execution.fence + 1, updated_at=now)
+
+
+def placed(execution: Execution, *, place: str, now: float) -> Execution:
+    """It is decided where it runs; preparing begins."""
+    moved = _moved(execution, Status.PULLING, now)
+    return replace(moved, place=place, waiting_for=None)
+
+
+def start_asked(execution: Execution, *, now: float) -> Execution:
+    """A runner is about to be asked to start it: from now on a run may exist on its place."""
+    if execution.start_asked_at is not None:
+        return execution
+    return replace(execution, start_asked_at=now, updated_at=now)
+
+
+def put_back(execution: Execution, *, why: str, now: float) -> Execution:
+    """Nothing was started and its place is out of reach: it waits again, for any place."""
+    if execution.start_asked_at is not None:
+        raise IllegalTransition(f"execution {execution.id} may run on {execution.place} and cannot wait again")
+    moved = execution if execution.status is Status.ENQUEUED else _moved(execution, Status.ENQUEUED, now)
+    return replace(moved, place=None, worker=None, waiting_for=why, updated_at=now)
+
+
+def started(execution: Execution, *, handle: RunHandle, now: float) -> Execution:
+    """The runner answered with a handle."""
+    moved = _moved(execution, Status.RUNNING, now)
+    return replace(moved, handle=handle, started_at=now, waiting_for=None)
+
+
+def stop_requested(execution: Execution, *, now: float) -> Execution:
+    """Somebody wants it to end. One that nobody works on ends at once; else its worker hears of it."""
+    if execution.status.is_final or execution.stop_requested_at is not None:
+        return execution
+    asked = replace(execution, stop_requested_at=now, updated_at=now)
+    if execution.status is Status.ENQUEUED:
+        return ended(asked, STOPPED_BEFORE_START, now=now)
+    return asked
+
+
+STOPPED_BEFORE_START = Ending(
+    status=Status.STOPPED, reason=Reason.STOPPED, message="Stopped on request before it was started."
+)
+
+
+def ended(execution: Execution, ending: Ending, *, now: float) -> Execution:
+    """The execution's one final status."""
+    moved = _moved(execution, ending.status, now)
+    return replace(
+        moved,
+        reason=ending.reason,
+        message=ending.message,
+        exit_code=ending.exit_code,
+        started_at=ending.started_at or execution.started_at,
+        finished_at=ending.finished_at or now,
+        waiting_for=None,
+    )
+
+
+def before_start(execution: Execution, *, now: float) -> Ending | None:
+    """Why it must not be started any more, if so."""
+    if execution.stop_requested_at is not None:
+        return STOPPED_BEFORE_START
+    if execution.expiration is not None and now > execution.expiration:
+        late = now - execution.expiration
+        return Ending(
+            status=Status.EXPIRED,
+            reason=Reason.EXPIRED,
+            message=f"Its expiration had passed {late:.1f} s before it could start.",
+        )
+    return None
+
+
+def judged(execution: Execution, outcome: RunOutcome, *, stopped: bool, timed_out: bool) -> Ending:
+    """The ending of a run with this outcome.
+
+    `stopped` and `timed_out` tell that this worker ended it for that. A worker that adopted the run after another had
+    done so tells by the times: the run did not end before it was asked to, or took as long as it was allowed.
+    """
+    finished_at = outcome.finished_at
+    if not stopped and execution.stop_requested_at is not None and finished_at is not None:
+        stopped = finished_at >= execution.stop_requested_at
+    if not timed_out and outcome.started_at is not None and finished_at is not None:
+        timed_out = finished_at - outcome.started_at >= execution.spec.timeout
+    if stopped:
+        status, reason, message = Status.STOPPED, Reason.STOPPED, "Stopped on request."
+    elif timed_out:
+        status, reason = Status.TIMEDOUT, Reason.TIMED_OUT
+        message = f"Stopped after its time-out of {execution.spec.timeout:g} s."
+    elif outcome.exit_code == 0 and outcome.reason is Reason.SUCCEEDED:
+        status, reason, message = Status.DONE, outcome.reason, outcome.message
+    else:
+        status, reason, message = Status.FAILED, outcome.reason, outcome.message
+    return Ending(
+        status=status,
+        reason=reason,
+        message=message or None,
+        exit_code=outcome.exit_code,
+        started_at=outcome.started_at,
+        finished_at=finished_at,
+    )
+
+
+def with_retry(execution: Execution, job: Job | None, backoff: Backoff, *, now: float, chance: float) -> Execution:
+    """The ended execution, with the attempt that follows it decided in the same record."""
+    if execution.reason is None or job is None or job.stop_requested_at is not None:
+        return execution
+    rule = RETRIED[execution.reason]
+    if rule is Retried.NEVER or (rule is Retried.COUNTED and execution.retries_used >= job.retries):
+        return execution
+    delay = backoff.delay(execution.attempt, floor=backoff.first, chance=chance)
+    return replace(execution, retry_id=retry_id(execution.id), retry_at=now + delay, owes_at=now)
+
+
+def next_attempt(execution: Execution, *, lane: str, now: float) -> Execution:
+    """The execution that tries an ended one again, as `with_retry` decided."""
+    if execution.retry_id is None or execution.retry_at is None or execution.reason is None:
+        raise IllegalTransition(f"execution {execution.id} has no retry")
+    counted = RETRIED[execution.reason] is Retried.COUNTED
+    return Execution(
+        id=execution.retry_id,
+        job_id=execution.job_id,
+        task_id=execution.task_id,
+        spec=execution.spec,
+        lane=lane,
+        status=Status.ENQUEUED,
+        created_at=now,
+        updated_at=now,
+        priority=execution.priority,
+        attempt=execution.attempt + 1,
+        retries_used=execution.retries_used + (1 if counted else 0),
+        retry_of=execution.id,
+        due_at=execution.retry_at,
+        expiration=execution.expiration,
+        waiting_for="the delay before its next attempt",
+    )
+
+
+def _moved(execution: Execution, status: Status, now: float) -> Execution:
+    if status is execution.status and not status.is_final:
+        return replace(execution, updated_at=now)
+    if status not in TRANSITIONS[execution.status]:
+        raise IllegalTransition(f"execution {execution.id} cannot go from {execution.status} to {status}")
+    return replace(execution, status=status, updated_at=now)

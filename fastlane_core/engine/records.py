@@ -1,0 +1,40 @@
+"""Changing an execution's record: read, step, compare-and-set, and again if somebody else was first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastlane_core.contracts.storage import Storage
+from fastlane_core.errors import FastlaneError, RevisionConflict
+from fastlane_core.models import Execution
+
+#: Writers of one record are its worker and a few requests; more conflicts in a row than this are a defect.
+_TRIES = 50
+
+
+class Fenced(FastlaneError):
+    """Another worker has taken the execution over: this one must leave it alone."""
+
+
+async def change_execution(
+    storage: Storage, execution: Execution, step: Callable[[Execution], Execution], *, fence: int | None
+) -> Execution:
+    """Apply `step` to the record, from the copy in hand if it is still the stored one, else to the stored one.
+
+    With `fence`, the record must carry that fencing number: raises Fenced otherwise, and for a record that is gone.
+    A step that returns the record it was given writes nothing. Raises StorageUnavailable.
+    """
+    for _ in range(_TRIES):
+        if fence is not None and execution.fence != fence:
+            raise Fenced(f"execution {execution.id} was taken over by worker {execution.worker}")
+        changed = step(execution)
+        if changed is execution:
+            return execution
+        try:
+            return await storage.put_execution(changed)
+        except RevisionConflict:
+            stored = await storage.get_execution(execution.id)
+            if stored is None:
+                raise Fenced(f"execution {execution.id} is not in the storage any more") from None
+            execution = stored
+    raise RevisionConflict(f"execution {execution.id} kept changing: gave up after {_TRIES} tries")

@@ -1,0 +1,43 @@
+"""Which lane, and so which runner, a task's jobs go to. Pure: it asks no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastlane_core.contracts.runner import Lane, Runner
+from fastlane_core.errors import InvalidInput, SettingsError
+
+
+class Routing:
+    """All lanes of the enabled runners; the first runner that takes a task gets it."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self.runners = tuple(runners)
+        self._lanes: dict[str, tuple[Lane, Runner]] = {}
+        for runner in self.runners:
+            for lane in runner.lanes():
+                if lane.name in self._lanes:
+                    raise SettingsError(f"two runners offer a lane named {lane.name}")
+                self._lanes[lane.name] = (lane, runner)
+
+    def lanes(self) -> Sequence[Lane]:
+        """Every lane, in order of precedence."""
+        return [lane for lane, _ in self._lanes.values()]
+
+    def lane(self, name: str) -> Lane | None:
+        """The lane by that name, or None where no enabled runner offers it (any more)."""
+        found = self._lanes.get(name)
+        return found[0] if found else None
+
+    def runner_of(self, lane: str) -> Runner:
+        """The runner that offers the lane; KeyError if none does."""
+        return self._lanes[lane][1]
+
+    def lane_for(self, task_id: str) -> Lane:
+        """The lane that the task's jobs wait in. Raises InvalidInput where no lane takes them."""
+        for runner in self.runners:
+            name = runner.lane_for(task_id)
+            if name is not None:
+                return self._lanes[name][0]
+        help_text = " ".join(filter(None, (runner.routing_help() for runner in self.runners)))
+        raise InvalidInput("taskId", f"no lane takes the task {task_id!r}. {help_text}".strip())

@@ -1,0 +1,111 @@
+"""Accepting a job: stored first, then put in the queue. Storage is the truth, so a queue that is down refuses nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from fastlane_core.contracts.queue import Queue, QueueItem
+from fastlane_core.contracts.storage import Storage, Submission, Submitted
+from fastlane_core.engine.identifiers import new_id
+from fastlane_core.engine.routing import Routing
+from fastlane_core.errors import InvalidInput, QueueUnavailable
+from fastlane_core.models import Execution, Job, JsonObject, RunSpec, Status
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOrder:
+    """A checked request for a job."""
+
+    task_id: str
+    spec: RunSpec
+    #: The caller's own id; None makes one.
+    job_id: str | None = None
+    request_ip: str | None = None
+    metadata: JsonObject = field(default_factory=dict)
+    retries: int = 0
+    start_at: float | None = None
+    expiration: float | None = None
+    priority: int = 0
+    notifications: Mapping[str, JsonObject] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    request_digest: str | None = None
+
+
+class JobSubmission:
+    """Turns orders into stored jobs with their first execution."""
+
+    def __init__(self, storage: Storage, queue: Queue, routing: Routing, clock: Callable[[], float]) -> None:
+        self._storage = storage
+        self._queue = queue
+        self._routing = routing
+        self._clock = clock
+
+    async def submit(self, order: JobOrder) -> Submitted:
+        """Accept one job; durable when it returns.
+
+        Raises InvalidInput where no lane takes the task or an option belongs to another runner; StorageUnavailable.
+        """
+        lane = self._routing.lane_for(order.task_id).name
+        runner = self._routing.runner_of(lane).name
+        for option in order.spec.options:
+            if option != runner:
+                raise InvalidInput(option, f"jobs of this task go to the runner {runner}, which has no such options")
+        now = self._clock()
+        job = Job(
+            id=order.job_id or new_id(),
+            task_id=order.task_id,
+            spec=order.spec,
+            created_at=now,
+            modified_at=now,
+            request_ip=order.request_ip,
+            metadata=order.metadata,
+            retries=order.retries,
+            start_at=order.start_at,
+            expiration=order.expiration,
+            priority=order.priority,
+            notifications=order.notifications,
+            idempotency_key=order.idempotency_key,
+            request_digest=order.request_digest,
+        )
+        execution = Execution(
+            id=new_id(),
+            job_id=job.id,
+            task_id=job.task_id,
+            spec=job.spec,
+            lane=lane,
+            status=Status.ENQUEUED,
+            created_at=now,
+            updated_at=now,
+            priority=job.priority,
+            due_at=job.start_at or 0.0,
+            expiration=job.expiration,
+            request_ip=job.request_ip,
+        )
+        (submitted,) = await self._storage.submit([Submission(job=job, execution=execution)])
+        if not submitted.repeated and submitted.execution is not None:
+            await enqueue(self._queue, submitted.execution)
+        return submitted
+
+
+async def enqueue(queue: Queue, execution: Execution) -> None:
+    """Put a stored execution in the queue. One that is down is no error: the reconciler puts it there later."""
+    try:
+        await queue.put([queue_item(execution)])
+    except QueueUnavailable as error:
+        log.warning("the queue did not take an execution; it will be put there later", error=str(error))
+
+
+def queue_item(execution: Execution) -> QueueItem:
+    """The execution as the queue knows it."""
+    return QueueItem(
+        execution_id=execution.id,
+        task_id=execution.task_id,
+        lane=execution.lane,
+        priority=execution.priority,
+        due_at=execution.due_at,
+    )
