@@ -180,7 +180,9 @@ def judged(execution: Execution, outcome: RunOutcome, *, stopped: bool, timed_ou
     )
 
 
-def with_retry(execution: Execution, job: Job | None, backoff: Backoff, *, now: float, chance: float) -> Execution:
+def with_retry(
+    execution: Execution, job: Job | None, backoff: Backoff, *, now: float, chance: float | None = None
+) -> Execution:
     """The ended execution, with the attempt that follows it decided in the same record."""
     if execution.reason is None or job is None or job.stop_requested_at is not None:
         return execution

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fastlane_core.contracts.runner import Lane, Runner
 from fastlane_core.errors import InvalidInput, SettingsError
+from fastlane_core.models import Execution
 
 
 class Routing:
@@ -32,6 +33,20 @@ class Routing:
     def runner_of(self, lane: str) -> Runner:
         """The runner that offers the lane; KeyError if none does."""
         return self._lanes[lane][1]
+
+    def runner_for(self, execution: Execution) -> Runner:
+        """The runner that has, or is to have, the execution's run, also if its lane is not offered any more.
+
+        Raises SettingsError if that runner is not enabled in this process.
+        """
+        name = execution.handle.runner if execution.handle else execution.lane.partition(":")[0]
+        for runner in self.runners:
+            if runner.name == name:
+                return runner
+        raise SettingsError(
+            f"execution {execution.id} belongs to the runner {name}, which is not enabled here; "
+            f"enabled: {', '.join(each.name for each in self.runners) or 'none'}"
+        )
 
     def lane_for(self, task_id: str) -> Lane:
         """The lane that the task's jobs wait in. Raises InvalidInput where no lane takes them."""

@@ -1,4 +1,4 @@
-"""Accepting a job: stored first, then put in the queue. Storage is the truth, so a queue that is down refuses nothing."""
+"""Accepting a job: stored first, then put in the queue, which may be down: storage is the truth."""
 
 from __future__ import annotations
 

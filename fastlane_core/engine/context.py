@@ -1,0 +1,56 @@
+"""What a worker's loops work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fastlane_core.contracts.queue import Queue
+from fastlane_core.contracts.storage import Storage
+from fastlane_core.engine.backoff import Backoff
+from fastlane_core.engine.faultpoints import Reach, pass_by
+from fastlane_core.engine.routing import Routing
+from fastlane_core.engine.trouble import PlaceTrouble
+from fastlane_core.models import Event
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How a worker behaves; durations in seconds."""
+
+    #: How long a claim lasts without being renewed, and so how soon after a crash others adopt.
+    lease_seconds: float = 15.0
+    #: Executions that one worker looks after at a time.
+    concurrency: int = 64
+    #: Longest wait between two looks at the queue, should a wake-up be lost.
+    poll_seconds: float = 1.0
+    #: Between asking a run to end and killing it.
+    stop_grace_seconds: float = 10.0
+    #: Output kept per execution, over both streams.
+    max_log_bytes: int = 64 * 1024 * 1024
+    reconcile_interval_seconds: float = 10.0
+    #: How long a run on an engine that is out of reach is waited for.
+    engine_lost_after_seconds: float = 300.0
+    retry_backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0))
+    #: For engines, storages and queues that are out of reach.
+    trouble_backoff: Backoff = field(default_factory=lambda: Backoff(first=0.25, cap=5.0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerContext:
+    """Shared by the loops of one worker; they share no other mutable state than through storage and queue."""
+
+    worker: str
+    deployment_id: str
+    storage: Storage
+    queue: Queue
+    routing: Routing
+    options: EngineOptions
+    #: Now, as Unix time in seconds.
+    clock: Callable[[], float]
+    #: Tells observers; returns at once.
+    emit: Callable[[Event], None]
+    #: Takes unexpected errors to the error reporters; returns at once.
+    report: Callable[[BaseException, Event], None]
+    reach: Reach = pass_by
+    trouble: PlaceTrouble = field(default_factory=PlaceTrouble)

@@ -1,0 +1,222 @@
+"""The way of an execution from its claim to a running run: place, prepare, start."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import structlog
+
+from fastlane_core.contracts.queue import Lease
+from fastlane_core.engine.context import WorkerContext
+from fastlane_core.engine.faultpoints import FaultPoint
+from fastlane_core.engine.lifecycle import Ending, before_start, ended, placed, put_back, start_asked, started
+from fastlane_core.engine.records import change_execution
+from fastlane_core.errors import EngineUnavailable, FastlaneError, ImageNotFound, StartRejected
+from fastlane_core.models import (
+    Event,
+    EventKind,
+    Execution,
+    Progress,
+    Reason,
+    RunHandle,
+    RunRequest,
+    Status,
+)
+
+log = structlog.get_logger(__name__)
+
+#: Seconds after which an execution for which no place had room is looked at again.
+_NO_ROOM_DELAY = 0.5
+
+
+class PutBack(FastlaneError):
+    """The execution waits in the queue again."""
+
+
+class Starter:
+    """Starts one leased execution that has no run yet, as far as its record tells."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        lease: Lease,
+        stop_wanted: asyncio.Event,
+        changed: Callable[[Execution], Awaitable[None]],
+        end: Callable[[Execution, Ending], Awaitable[Execution]],
+    ) -> None:
+        self._context = context
+        self._lease = lease
+        self._stop_wanted = stop_wanted
+        self._changed = changed
+        self._end = end
+
+    async def start(self, execution: Execution) -> Execution:
+        """The execution, running or ended. Raises PutBack, Fenced, StorageUnavailable, QueueUnavailable."""
+        ending = before_start(execution, now=self._context.clock())
+        if ending is not None and execution.start_asked_at is None:
+            return await self._end(execution, ending)
+        execution = await self._place(execution)
+        if execution.status.is_final:
+            return execution
+        request = self._request(execution)
+        try:
+            if execution.start_asked_at is None:
+                await self._prepare(execution, request)
+                execution = await self._ask_start(execution)
+                if execution.status.is_final:
+                    return execution
+            handle = await self._start(execution, request)
+        except ImageNotFound as error:
+            return await self._end(execution, _failure(Reason.IMAGE_NOT_FOUND, error))
+        except StartRejected as error:
+            return await self._end(execution, _failure(Reason.START_REJECTED, error))
+        except _EngineLost as error:
+            return await self._end(execution, _failure(Reason.ENGINE_LOST, error))
+        self._context.trouble.worked(execution.lane, request.place)
+        self._context.reach(FaultPoint.STARTED)
+        now = self._context.clock()
+        execution = await self._change(execution, lambda current: started(current, handle=handle, now=now))
+        log.info("running", place=execution.place)
+        self._context.reach(FaultPoint.RECORDED_RUNNING)
+        return execution
+
+    async def _place(self, execution: Execution) -> Execution:
+        if execution.place is not None:
+            # Begun by another worker, or by this one before trouble: a run may be there, so it stays there.
+            await self._context.queue.assign(self._lease, [(execution.place, 1 << 30)])
+            return execution
+        place = await self._choose_place(execution)
+        now = self._context.clock()
+        if place is None:
+            await self._put_back(execution, "every place of its lane that could be reached is full", _NO_ROOM_DELAY)
+        execution = await self._change(execution, lambda current: placed(current, place=place or "", now=now))
+        self._context.reach(FaultPoint.PLACED)
+        return execution
+
+    async def _choose_place(self, execution: Execution) -> str | None:
+        lane = execution.lane
+        runner = self._context.routing.runner_for(execution)
+        places = (await runner.availability(lane)).places
+        usable = set(self._context.trouble.usable(lane, places, now=self._context.clock()))
+        loads = await self._context.queue.loads(lane)
+        ranked = await runner.rank(lane, execution.spec.image, loads)
+        return await self._context.queue.assign(
+            self._lease, [(place, places[place]) for place in ranked if place in usable]
+        )
+
+    async def _prepare(self, execution: Execution, request: RunRequest) -> None:
+        runner = self._context.routing.runner_for(execution)
+        preparing = asyncio.ensure_future(runner.prepare(request, self._progress(execution)))
+        stopping = asyncio.ensure_future(self._stop_wanted.wait())
+        try:
+            await asyncio.wait({preparing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if preparing.done():
+                await preparing
+        except EngineUnavailable as error:
+            delay = self._unreachable(execution, error)
+            await self._put_back(execution, f"its engine, which is out of reach: {error}", delay)
+        finally:
+            preparing.cancel()
+            stopping.cancel()
+        self._context.reach(FaultPoint.PREPARED)
+
+    async def _ask_start(self, execution: Execution) -> Execution:
+        now = self._context.clock()
+
+        def step(current: Execution) -> Execution:
+            ending = before_start(current, now=now)
+            return ended(current, ending, now=now) if ending else start_asked(current, now=now)
+
+        execution = await self._change(execution, step)
+        self._context.reach(FaultPoint.START_ASKED)
+        return execution
+
+    async def _start(self, execution: Execution, request: RunRequest) -> RunHandle:
+        """Ask until the engine answers: it may have started the run and only its answer was lost."""
+        runner = self._context.routing.runner_for(execution)
+        asked_at = execution.start_asked_at or self._context.clock()
+        failures = 0
+        while True:
+            try:
+                return await runner.start(request)
+            except EngineUnavailable as error:
+                failures += 1
+                self._unreachable(execution, error)
+                now = self._context.clock()
+                if now - asked_at > self._context.options.engine_lost_after_seconds:
+                    raise _EngineLost(f"Its engine was out of reach for {now - asked_at:.0f} s: {error}") from error
+                if failures == 1:
+                    execution = await self._say_why(execution, f"its engine, which is out of reach: {error}")
+                await asyncio.sleep(self._context.options.trouble_backoff.delay(failures, floor=0.1))
+
+    async def _say_why(self, execution: Execution, why: str) -> Execution:
+        now = self._context.clock()
+        return await self._change(execution, lambda current: replace(current, waiting_for=why, updated_at=now))
+
+    async def _put_back(self, execution: Execution, why: str, delay: float) -> None:
+        now = self._context.clock()
+        await self._change(execution, lambda current: put_back(current, why=why, now=now))
+        await self._context.queue.release(self._lease, delay=delay)
+        raise PutBack(why)
+
+    async def _change(self, execution: Execution, step: Callable[[Execution], Execution]) -> Execution:
+        """Apply a step of this worker's, unless the execution has ended meanwhile."""
+        changed = await change_execution(
+            self._context.storage,
+            execution,
+            lambda current: current if current.status.is_final else step(current),
+            fence=execution.fence,
+        )
+        await self._changed(changed)
+        return changed
+
+    def _request(self, execution: Execution) -> RunRequest:
+        return RunRequest(
+            execution_id=execution.id,
+            job_id=execution.job_id,
+            task_id=execution.task_id,
+            spec=execution.spec,
+            argv=tuple(shlex.split(execution.spec.command)),
+            lane=execution.lane,
+            place=execution.place or "",
+            fence=execution.fence,
+            deployment_id=self._context.deployment_id,
+            max_log_bytes=self._context.options.max_log_bytes,
+        )
+
+    def _unreachable(self, execution: Execution, error: EngineUnavailable) -> float:
+        """Leave the place alone for a while; returns for how many seconds."""
+        place = execution.place or ""
+        log.warning("its engine is out of reach", place=place, error=str(error))
+        self._context.emit(self._event(execution, EventKind.ENGINE_TROUBLE, str(error)))
+        return self._context.trouble.failed(execution.lane, place, str(error), now=self._context.clock())
+
+    def _progress(self, execution: Execution) -> Callable[[Progress], None]:
+        def tell(progress: Progress) -> None:
+            self._context.emit(self._event(execution, EventKind.EXECUTION_PROGRESS, progress.message))
+
+        return tell
+
+    def _event(self, execution: Execution, kind: EventKind, message: str) -> Event:
+        return Event(
+            kind=kind,
+            at=self._context.clock(),
+            task_id=execution.task_id,
+            job_id=execution.job_id,
+            execution_id=execution.id,
+            lane=execution.lane,
+            worker=self._context.worker,
+            status=execution.status,
+            message=message,
+        )
+
+
+class _EngineLost(FastlaneError):
+    """The engine was out of reach for longer than the settings allow."""
+
+
+def _failure(reason: Reason, error: FastlaneError) -> Ending:
+    return Ending(status=Status.FAILED, reason=reason, message=str(error))

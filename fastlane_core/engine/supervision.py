@@ -1,0 +1,385 @@
+"""One execution, from the claim to the acknowledgement: follow its run, time it out, stop it, record its end.
+
+Every step can be repeated: a worker that adopts the execution, or this one after trouble with a server, begins again
+at the top and finds in the record and on the engine what was done before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+
+import structlog
+
+from fastlane_core.contracts.queue import Lease
+from fastlane_core.engine.capture import LogCapture
+from fastlane_core.engine.context import WorkerContext
+from fastlane_core.engine.faultpoints import FaultPoint
+from fastlane_core.engine.lifecycle import Ending, ended, judged, next_attempt, taken_over, with_retry
+from fastlane_core.engine.records import Fenced, change_execution
+from fastlane_core.engine.starting import PutBack, Starter
+from fastlane_core.engine.submission import enqueue
+from fastlane_core.engine.topics import execution_topic
+from fastlane_core.errors import (
+    EngineUnavailable,
+    InvalidInput,
+    LeaseLost,
+    LogConflict,
+    QueueUnavailable,
+    RunNotFound,
+    StorageUnavailable,
+)
+from fastlane_core.models import Event, EventKind, Execution, Reason, RunHandle, RunOutcome, Status, Stream
+
+log = structlog.get_logger(__name__)
+
+#: Unexpected errors in a row after which an execution is given up.
+_CRASHES = 3
+#: Seconds without a new byte after which the rest of the log of an ended run is given up.
+_LOG_PATIENCE = 30.0
+
+
+class Supervision:
+    """Looks after one leased execution until its end, or until the lease is lost."""
+
+    def __init__(self, context: WorkerContext, lease: Lease) -> None:
+        self._context = context
+        self._storage = context.storage
+        self._queue = context.queue
+        self.lease = lease
+        self._claimed_at = context.clock()
+        self._execution_id = lease.item.execution_id
+        #: Set when somebody asked for the execution to end.
+        self.stop_wanted = asyncio.Event()
+
+    async def run(self) -> None:
+        """Return when the execution is acknowledged, put back, or in another worker's hands."""
+        structlog.contextvars.bind_contextvars(
+            task=self.lease.item.task_id, execution=self._execution_id, lane=self.lease.item.lane
+        )
+        troubles = crashes = 0
+        while True:
+            try:
+                await self._carry()
+            except (PutBack, LeaseLost):
+                return
+            except Fenced as error:
+                if not await self._holds_lease():
+                    log.info("left to another worker", why=str(error))
+                    return
+            except (StorageUnavailable, QueueUnavailable) as error:
+                troubles += 1
+                log.warning("trouble with a server; going on in a moment", error=str(error))
+                await asyncio.sleep(self._context.options.trouble_backoff.delay(troubles, floor=0.1))
+            except Exception as error:
+                crashes += 1
+                log.exception("an execution's supervision crashed")
+                self._context.report(error, self._event(EventKind.LOOP_CRASHED, message=repr(error)))
+                if crashes >= _CRASHES:
+                    await self._give_up(error)
+                    return
+                await asyncio.sleep(self._context.options.trouble_backoff.delay(crashes, floor=0.1))
+            else:
+                return
+
+    async def _carry(self) -> None:
+        self._context.reach(FaultPoint.CLAIMED)
+        execution = await self._storage.get_execution(self._execution_id)
+        if execution is None:
+            log.warning("the queue held an execution that the storage does not know; dropped")
+            await self._queue.ack(self.lease)
+            return
+        structlog.contextvars.bind_contextvars(job=execution.job_id)
+        if not execution.status.is_final:
+            execution = await self._take_over(execution)
+        if not execution.status.is_final and execution.handle is None:
+            execution = await self._start(execution)
+        if not execution.status.is_final:
+            execution = await self._watch(execution)
+        await self._settle(execution)
+        await self._queue.ack(self.lease)
+        self._context.reach(FaultPoint.ACKNOWLEDGED)
+
+    async def _take_over(self, execution: Execution) -> Execution:
+        if execution.lease_token != self.lease.token:
+            now = self._context.clock()
+            execution = await change_execution(
+                self._storage,
+                execution,
+                lambda current: (
+                    current
+                    if current.status.is_final
+                    else taken_over(current, worker=self._context.worker, lease_token=self.lease.token, now=now)
+                ),
+                fence=None,
+            )
+            # A worker that was paused between claim and here may have raised the fence over its successor's.
+            if now - self._claimed_at > self._context.options.lease_seconds / 3 and not await self._holds_lease():
+                raise LeaseLost(f"the lease of execution {self._execution_id} ran out before its work began")
+            if self.lease.adopted:
+                log.info("adopted", status=execution.status, place=execution.place)
+                self._context.emit(self._event(EventKind.EXECUTION_ADOPTED, execution))
+        if execution.stop_requested_at is not None:
+            self.stop_wanted.set()
+        self._context.reach(FaultPoint.TAKEN_OVER)
+        return execution
+
+    async def _start(self, execution: Execution) -> Execution:
+        return await Starter(self._context, self.lease, self.stop_wanted, self._changed, self._end).start(execution)
+
+    # While it runs
+
+    async def _watch(self, execution: Execution) -> Execution:
+        handle = execution.handle
+        if handle is None or execution.started_at is None:
+            raise RuntimeError(f"execution {execution.id} is {execution.status} without a run")
+        capture = LogCapture(
+            self._storage,
+            execution.id,
+            limit=self._context.options.max_log_bytes,
+            on_stored=self._log_stored,
+        )
+        deadline = execution.started_at + execution.spec.timeout
+        waiter = asyncio.create_task(self._outcome(execution, handle))
+        follower = asyncio.create_task(self._follow(execution, handle, capture))
+        stop_wanted = asyncio.create_task(self.stop_wanted.wait())
+        stopper: asyncio.Task[None] | None = None
+        try:
+            await _first_of(waiter, stop_wanted, follower, timeout=deadline - self._context.clock())
+            stopped = stop_wanted.done() and not waiter.done()
+            timed_out = not stop_wanted.done() and not waiter.done()
+            if stopped or timed_out:
+                log.info("stopping", because="it was asked to" if stopped else "its time-out has passed")
+                stopper = asyncio.create_task(self._stop_run(execution, handle))
+                await _first_of(waiter, None, follower, timeout=None)
+            outcome = waiter.result()
+            self._context.reach(FaultPoint.RUN_ENDED)
+            if outcome.reason is not Reason.ENGINE_LOST:
+                await self._drain(follower, capture)
+        finally:
+            await _cancelled(waiter, follower, stop_wanted, stopper)
+        self._context.reach(FaultPoint.LOG_COMPLETE)
+        return await self._end(execution, outcome, capture=capture, stopped=stopped, timed_out=timed_out)
+
+    async def _outcome(self, execution: Execution, handle: RunHandle) -> RunOutcome:
+        runner = self._context.routing.runner_for(execution)
+        lost_after = self._context.options.engine_lost_after_seconds
+        failures, trouble_since = 0, 0.0
+        while True:
+            asked_at = self._context.clock()
+            try:
+                return await runner.wait(handle)
+            except RunNotFound as error:
+                return RunOutcome(exit_code=None, reason=Reason.RUN_LOST, message=str(error))
+            except EngineUnavailable as error:
+                now = self._context.clock()
+                if failures == 0 or now - asked_at > lost_after / 2:
+                    failures, trouble_since = 0, now
+                failures += 1
+                self._engine_trouble(execution, error)
+                if now - trouble_since > lost_after:
+                    message = f"Its engine was out of reach for {now - trouble_since:.0f} s: {error}"
+                    return RunOutcome(exit_code=None, reason=Reason.ENGINE_LOST, message=message)
+                await asyncio.sleep(self._context.options.trouble_backoff.delay(failures, floor=0.1))
+
+    async def _follow(self, execution: Execution, handle: RunHandle, capture: LogCapture) -> None:
+        runner = self._context.routing.runner_for(execution)
+        failures = 0
+        await capture.resume()
+        while True:
+            try:
+                await capture.copy(runner.logs(handle, after=capture.position, follow=True))
+            except RunNotFound:
+                return
+            except LogConflict:
+                # Written by a worker that had lost its lease: true bytes all the same. Go on behind them.
+                await change_execution(self._storage, execution, lambda current: current, fence=execution.fence)
+                stored = await self._storage.get_execution(execution.id)
+                if stored is None or stored.fence != execution.fence:
+                    raise Fenced(f"execution {execution.id} was taken over") from None
+                await capture.resume()
+            except EngineUnavailable as error:
+                failures += 1
+                self._engine_trouble(execution, error)
+                await asyncio.sleep(self._context.options.trouble_backoff.delay(failures, floor=0.1))
+            else:
+                return
+
+    async def _drain(self, follower: asyncio.Task[None], capture: LogCapture) -> None:
+        """Wait for the rest of an ended run's log, as long as it keeps coming."""
+        while not follower.done():
+            seen = sum(capture.bytes.values())
+            await asyncio.wait({follower}, timeout=_LOG_PATIENCE)
+            if not follower.done() and sum(capture.bytes.values()) == seen:
+                log.warning("the rest of the log did not come; ended without it", seconds=_LOG_PATIENCE)
+                return
+        await follower
+
+    async def _stop_run(self, execution: Execution, handle: RunHandle) -> None:
+        runner = self._context.routing.runner_for(execution)
+        failures = 0
+        while True:
+            try:
+                await runner.stop(handle, self._context.options.stop_grace_seconds)
+            except RunNotFound:
+                return
+            except EngineUnavailable as error:
+                failures += 1
+                self._engine_trouble(execution, error)
+                await asyncio.sleep(self._context.options.trouble_backoff.delay(failures, floor=0.1))
+            else:
+                return
+
+    async def _log_stored(self) -> None:
+        await self._wake_readers()
+        self._context.reach(FaultPoint.LOG_STORED)
+
+    # Its end
+
+    async def _end(
+        self,
+        execution: Execution,
+        outcome: RunOutcome | Ending,
+        *,
+        capture: LogCapture | None = None,
+        stopped: bool = False,
+        timed_out: bool = False,
+    ) -> Execution:
+        """Write the one final status, with everything that follows from it."""
+        now = self._context.clock()
+        job = await self._storage.get_job(execution.task_id, execution.job_id)
+
+        def step(current: Execution) -> Execution:
+            if current.status.is_final:
+                return current
+            ending = outcome
+            if isinstance(ending, RunOutcome):
+                ending = judged(current, ending, stopped=stopped, timed_out=timed_out)
+            final = ended(current, ending, now=now)
+            if capture is not None:
+                final = replace(
+                    final,
+                    stdout_bytes=capture.bytes[Stream.STDOUT],
+                    stderr_bytes=capture.bytes[Stream.STDERR],
+                    log_truncated=capture.truncated,
+                )
+            if final.status is not Status.DONE:
+                final = with_retry(final, job, self._context.options.retry_backoff, now=now)
+            return final
+
+        final = await change_execution(self._storage, execution, step, fence=execution.fence)
+        log.info("ended", status=final.status, reason=final.reason, exit_code=final.exit_code)
+        await self._changed(final)
+        self._context.reach(FaultPoint.RECORDED_ENDED)
+        return final
+
+    async def _settle(self, execution: Execution) -> None:
+        """Do what an ended execution owes: its next attempt, and the clean-up of its run."""
+        if execution.owes_at is not None:
+            await add_next_attempt(self._context, execution)
+            self._context.reach(FaultPoint.RETRY_ADDED)
+        if execution.handle is not None and execution.reason is not Reason.ENGINE_LOST:
+            try:
+                await self._context.routing.runner_for(execution).finish(execution.handle)
+            except EngineUnavailable as error:
+                # The reconciler finds the run when the engine is back.
+                log.warning("the run could not be cleaned up yet", error=str(error))
+        self._context.reach(FaultPoint.FINISHED)
+
+    async def _give_up(self, error: Exception) -> None:
+        ending = Ending(
+            status=Status.FAILED,
+            reason=Reason.INTERNAL_ERROR,
+            message=f"Fastlane failed to look after it ({type(error).__name__}); the worker's log has the details.",
+        )
+        try:
+            execution = await self._storage.get_execution(self._execution_id)
+            if execution is not None:
+                if execution.handle is not None:
+                    await self._stop_run(execution, execution.handle)
+                if not execution.status.is_final:
+                    execution = await self._end(execution, ending)
+                await self._settle(execution)
+            await self._queue.ack(self.lease)
+        except Exception:
+            # Its lease runs out, and the next worker tries.
+            log.exception("an execution could not even be given up")
+
+    # Tidings
+
+    async def _changed(self, execution: Execution) -> None:
+        self._context.emit(self._event(EventKind.EXECUTION_CHANGED, execution))
+        await self._wake_readers()
+
+    async def _wake_readers(self) -> None:
+        with suppress(QueueUnavailable):
+            await self._queue.publish(execution_topic(self._execution_id))
+
+    async def _holds_lease(self) -> bool:
+        renewal = await self._queue.renew([self.lease], self._context.options.lease_seconds)
+        return self._execution_id not in renewal.lost
+
+    def _engine_trouble(self, execution: Execution, error: EngineUnavailable) -> None:
+        log.warning("its engine is out of reach", place=execution.place, error=str(error))
+        self._context.emit(self._event(EventKind.ENGINE_TROUBLE, execution, message=str(error)))
+
+    def _event(self, kind: EventKind, execution: Execution | None = None, message: str = "") -> Event:
+        return Event(
+            kind=kind,
+            at=self._context.clock(),
+            task_id=self.lease.item.task_id,
+            job_id=execution.job_id if execution else None,
+            execution_id=self._execution_id,
+            lane=self.lease.item.lane,
+            worker=self._context.worker,
+            status=execution.status if execution else None,
+            reason=execution.reason if execution else None,
+            message=message or (execution.message or "" if execution else ""),
+        )
+
+
+async def add_next_attempt(context: WorkerContext, execution: Execution) -> None:
+    """Make the attempt that an ended execution owes, once however often it is called. Raises StorageUnavailable."""
+    now = context.clock()
+    job = await context.storage.get_job(execution.task_id, execution.job_id)
+    if execution.retry_id is not None and job is not None and job.stop_requested_at is None:
+        try:
+            lane = context.routing.lane_for(execution.task_id).name
+        except InvalidInput:
+            lane = execution.lane
+        attempt = next_attempt(execution, lane=lane, now=now)
+        await context.storage.add_executions([attempt])
+        await enqueue(context.queue, attempt)
+    await change_execution(
+        context.storage, execution, lambda current: replace(current, owes_at=None, updated_at=now), fence=None
+    )
+
+
+async def _first_of(
+    waiter: asyncio.Task[RunOutcome],
+    stop_wanted: asyncio.Task[bool] | None,
+    follower: asyncio.Task[None],
+    *,
+    timeout: float | None,
+) -> None:
+    """Return when the run has ended, a stop is wanted, or time is up; raise what the follower raises."""
+    loop = asyncio.get_running_loop()
+    until = None if timeout is None else loop.time() + max(0.0, timeout)
+    while True:
+        wanted = [task for task in (waiter, stop_wanted, follower) if task is not None]
+        if follower.done():
+            await follower
+            wanted.remove(follower)
+        left = None if until is None else until - loop.time()
+        done, _ = await asyncio.wait(wanted, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if not done or waiter in done or stop_wanted in done:
+            return
+
+
+async def _cancelled(*tasks: asyncio.Task[RunOutcome] | asyncio.Task[bool] | asyncio.Task[None] | None) -> None:
+    """End helper tasks; what they raise has been seen or does not matter any more."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
