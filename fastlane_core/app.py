@@ -1,0 +1,186 @@
+"""One Fastlane put together from settings and plugins: what every process of it, and every test, starts from."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from fastlane_core import __version__
+from fastlane_core.api.context import ApiContext
+from fastlane_core.contracts.queue import Queue
+from fastlane_core.contracts.runner import Runner
+from fastlane_core.contracts.storage import Storage
+from fastlane_core.engine.backoff import Backoff
+from fastlane_core.engine.context import EngineOptions, WorkerContext
+from fastlane_core.engine.faultpoints import Reach, pass_by
+from fastlane_core.engine.identifiers import new_id
+from fastlane_core.engine.routing import Routing
+from fastlane_core.engine.stopping import Stopping
+from fastlane_core.engine.submission import JobSubmission
+from fastlane_core.engine.worker import Worker
+from fastlane_core.errors import RevisionConflict, SettingsError
+from fastlane_core.hookspecs import PluginContext, RunnerContext
+from fastlane_core.models import Event
+from fastlane_core.plugins import PluginRegistry
+from fastlane_core.settings import ApiSettings, GeneralSettings, Settings, WorkerSettings, load_application_parts
+
+log = structlog.get_logger(__name__)
+
+#: Scope and key under which a deployment keeps its id.
+_DEPLOYMENT_SCOPE, _DEPLOYMENT_KEY = "deployment", "id"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Application:
+    """Everything that one process of Fastlane holds open."""
+
+    settings: Settings
+    plugins: PluginRegistry
+    storage: Storage
+    queue: Queue
+    routing: Routing
+    deployment_id: str
+    clock: Callable[[], float]
+
+    def api_context(self, *, host: str, port: int, closing: asyncio.Event) -> ApiContext:
+        """What the API of this process works with."""
+        return ApiContext(
+            storage=self.storage,
+            queue=self.queue,
+            routing=self.routing,
+            submission=JobSubmission(self.storage, self.queue, self.routing, self.clock),
+            stopping=Stopping(self.storage, self.queue, self.clock),
+            general=self.settings.section(GeneralSettings),
+            api=self.settings.section(ApiSettings),
+            hard_timeout=self.settings.section(WorkerSettings).hard_execution_timeout_seconds,
+            runner_options={
+                each.name: each.options
+                for each in self.plugins.runners()
+                if each.options is not None and each.name in {runner.name for runner in self.routing.runners}
+            },
+            notifier_payload={
+                name: model for each in self.plugins.notifiers() for name, model in each.payload.items()
+            },
+            version=__version__,
+            host=host,
+            port=port,
+            clock=self.clock,
+            closing=closing,
+        )
+
+    def worker(self, worker_id: str | None = None, *, reach: Reach = pass_by) -> Worker:
+        """A worker of this process. `reach` is called at each fault point."""
+        context = WorkerContext(
+            worker=worker_id or new_id(),
+            deployment_id=self.deployment_id,
+            storage=self.storage,
+            queue=self.queue,
+            routing=self.routing,
+            options=engine_options(self.settings.section(WorkerSettings)),
+            clock=self.clock,
+            emit=self.plugins.emit,
+            report=self._report,
+            reach=reach,
+        )
+        return Worker(context)
+
+    def _report(self, error: BaseException, event: Event) -> None:
+        self.plugins.emit(event)
+
+
+def engine_options(settings: WorkerSettings) -> EngineOptions:
+    """How the settings want workers to behave."""
+    return EngineOptions(
+        lease_seconds=settings.lease_seconds,
+        concurrency=settings.worker_concurrency,
+        poll_seconds=settings.worker_sleep_time_ms / 1000,
+        stop_grace_seconds=settings.stop_grace_seconds,
+        max_log_bytes=settings.max_log_bytes,
+        reconcile_interval_seconds=settings.reconcile_interval_seconds,
+        engine_lost_after_seconds=settings.engine_lost_after_seconds,
+        retry_backoff=Backoff(
+            first=settings.exponential_backoff_min_ms / 1000,
+            factor=settings.exponential_backoff_factor,
+            cap=settings.exponential_backoff_max_ms / 1000,
+        ),
+    )
+
+
+@asynccontextmanager
+async def open_application(
+    path: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    api_bind: str | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Application]:
+    """Load settings and plugins, open storage and queue, and close them again.
+
+    `overrides` win over file and environment; `api_bind` is the address that an API of this process will listen on.
+    Raises SettingsError, PluginError, StorageError, QueueError.
+    """
+    settings, plugins = load_application_parts(path, environment or {}, overrides or {})
+    general = settings.section(GeneralSettings)
+    before = PluginContext(settings=settings, deployment_id=general.deployment_id, api_bind=api_bind, clock=clock)
+    storage = _chosen("STORAGE", general.storage, {each.name: each for each in plugins.storages()}).create(before)
+    queue = _chosen("QUEUE", general.queue, {each.name: each for each in plugins.queues()}).create(before)
+    await storage.open()
+    try:
+        await queue.open()
+        try:
+            deployment_id = general.deployment_id or await _kept_deployment_id(storage)
+            context = RunnerContext(
+                settings=settings, deployment_id=deployment_id, api_bind=api_bind, clock=clock, storage=storage
+            )
+            await plugins.startup(context)
+            try:
+                yield Application(
+                    settings=settings,
+                    plugins=plugins,
+                    storage=storage,
+                    queue=queue,
+                    routing=Routing(_enabled_runners(plugins, general.runners, context)),
+                    deployment_id=deployment_id,
+                    clock=clock,
+                )
+            finally:
+                await plugins.shutdown()
+        finally:
+            await queue.close()
+    finally:
+        await storage.close()
+
+
+def _enabled_runners(plugins: PluginRegistry, wanted: Sequence[str], context: RunnerContext) -> list[Runner]:
+    installed = {each.name: each for each in plugins.runners()}
+    names = list(wanted) or [name for name in installed if name != "process"] or ["process"]
+    return [_chosen("RUNNERS", name, installed).create(context) for name in names]
+
+
+T = TypeVar("T")
+
+
+def _chosen(key: str, name: str, installed: Mapping[str, T]) -> T:
+    if name not in installed:
+        raise SettingsError(f"{key} names {name!r}, which no installed plugin offers; there are: {', '.join(installed)}")
+    return installed[name]
+
+
+async def _kept_deployment_id(storage: Storage) -> str:
+    """The id that this deployment's first process made; all that share the storage share it."""
+    while True:
+        kept = await storage.get_state(_DEPLOYMENT_SCOPE, _DEPLOYMENT_KEY)
+        if kept is not None:
+            return str(kept.value["id"])
+        try:
+            await storage.put_state(_DEPLOYMENT_SCOPE, _DEPLOYMENT_KEY, {"id": new_id()}, revision=0)
+        except RevisionConflict:
+            continue

@@ -1,0 +1,81 @@
+"""Running the API and workers in this process until a signal ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+
+from fastlane_core.api import create_api
+from fastlane_core.app import Application, open_application
+
+log = structlog.get_logger(__name__)
+
+#: Seconds that open connections get to end after a signal.
+_GRACE = 1.0
+
+
+def run_until_signal(
+    main: Callable[[Application, asyncio.Event], Awaitable[None]],
+    *,
+    config: Path | None,
+    api_bind: str | None,
+    overrides: Mapping[str, object] | None = None,
+) -> None:
+    """Open the application, run `main` with an event that SIGTERM or SIGINT sets, and end the process."""
+
+    async def running() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with open_application(config, os.environ, overrides=overrides, api_bind=api_bind) as application:
+            await main(application, stop)
+
+    asyncio.run(running())
+    # A call to an engine that hangs in a thread would hold the process up; everything that matters is closed.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def serve_api(application: Application, host: str, port: int, stop: asyncio.Event) -> None:
+    """Serve HTTP and WebSocket on `host`:`port` until `stop` is set. Raises OSError if the address is taken."""
+    closing = asyncio.Event()
+    context = application.api_context(host=host, port=port, closing=closing)
+    api = create_api(context, application.plugins.blueprints)
+    config = Config()
+    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    config.graceful_timeout = _GRACE
+    config.websocket_ping_interval = application.settings.section(_api_settings()).ws_ping_seconds
+    config.accesslog = None
+    config.errorlog = None
+
+    async def until_stopped() -> None:
+        await stop.wait()
+        # Streams end by themselves when they see this, before the server would cut them.
+        closing.set()
+
+    await serve(api, config, shutdown_trigger=until_stopped)
+
+
+async def first_to_end(stop: asyncio.Event, *parts: Awaitable[None]) -> None:
+    """Run parts side by side; when one ends or fails, all are told to stop."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            with suppress(asyncio.CancelledError):
+                raise result
