@@ -1,0 +1,42 @@
+"""The Quart application."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from quart import Blueprint, Quart
+
+from fastlane_core.api import executions, follow, jobs, pages, status, tasks, websocket
+from fastlane_core.api.answers import answer_errors
+from fastlane_core.api.bodies import BoundedRequest
+from fastlane_core.api.context import EXTENSION, ApiContext
+from fastlane_core.api.live import FOLLOWERS, Followers
+from fastlane_core.api.payload import PAYLOAD_SCHEMA, PayloadSchema
+from fastlane_core.api.security import guard
+
+
+def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Quart:
+    """The application that serves `context`, with the blueprints of plugins mounted at its root.
+
+    Every address is answered with and without a slash at its end, without a redirect.
+    Raises SettingsError where two plugins own the same field of the job payload.
+    """
+    app = Quart("fastlane_core", static_folder=None, template_folder=None)
+    app.request_class = BoundedRequest
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.config["MAX_CONTENT_LENGTH"] = context.options.max_body_bytes
+    app.extensions[EXTENSION] = context
+    app.extensions[PAYLOAD_SCHEMA] = PayloadSchema(
+        runner_options=context.runner_options,
+        notifier_payloads=context.notifier_payloads,
+        hard_timeout=context.options.hard_timeout_seconds,
+    )
+    app.extensions[FOLLOWERS] = Followers(context.options.max_followers)
+    answer_errors(app)
+    guard(app, context.options)
+    for module in (tasks, jobs, executions, follow, pages, status, websocket):
+        app.register_blueprint(module.blueprint)
+    for blueprint in blueprints:
+        app.register_blueprint(blueprint)
+    return app
