@@ -1,0 +1,154 @@
+"""A real `fastlane` of the tests: started as its users start it, killed as the world kills it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: Far beyond what anything takes on a busy machine; reached only when something is broken.
+PATIENCE = 90.0
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: str, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """Wait until the condition holds and return what it gave; fails with `what` when patience runs out."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"gave up waiting until {what}")
+
+
+class Service:
+    """`fastlane dev` (or another command) in a folder of its own."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, object], command: Sequence[str] = ("dev",)) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = command
+        self.process: subprocess.Popen[bytes] | None = None
+        defaults = {"SQLITE_PATH": str(folder / "fastlane.db"), "LEASE_SECONDS": 2.0, "RECONCILE_INTERVAL_SECONDS": 1.0}
+        lines = [f"{key} = {value!r}" for key, value in {**defaults, **settings}.items()]
+        self.config = folder / "fastlane.conf"
+        self.config.write_text("\n".join(lines) + "\n")
+        self.log = folder / "fastlane.log"
+
+    def start(self) -> Service:
+        """Start it and wait until it answers."""
+        arguments = [sys.executable, "-m", "fastlane_core.cli.main", *self.command, "-c", str(self.config), "-vv"]
+        if self.command[0] in ("dev", "api"):
+            arguments += ["-b", "127.0.0.1", "-p", str(self.port)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                arguments, cwd=self.folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
+            )
+        if self.command[0] in ("dev", "api"):
+            until(f"{self.command[0]} answers; its log: {self.tail()}", self._answers)
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"it ended with {self.process.returncode}: {self.tail()}")
+        try:
+            return self.get("/healthcheck")[0] == 200
+        except OSError:
+            return False
+
+    def tail(self, size: int = 6000) -> str:
+        """The end of its log."""
+        return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def terminate(self) -> float:
+        """SIGTERM; returns the seconds until it had exited."""
+        assert self.process is not None
+        begun = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE)
+        return time.monotonic() - begun
+
+    def close(self) -> None:
+        """End it however it is."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(PATIENCE)
+
+    # HTTP, as any client would
+
+    def get(self, path: str) -> tuple[int, bytes, Mapping[str, str]]:
+        """Status, body and headers of a GET."""
+        return self._call(urllib.request.Request(self._absolute(path)))
+
+    def get_json(self, path: str) -> Any:
+        """The JSON of a GET that must succeed."""
+        status, body, _ = self.get(path)
+        assert status == 200, (status, body)
+        return json.loads(body)
+
+    def post(self, path: str, payload: object) -> tuple[int, Any]:
+        """Status and JSON of a POST."""
+        request = urllib.request.Request(self._absolute(path), json.dumps(payload).encode(), method="POST")
+        status, body, _ = self._call(request)
+        return status, json.loads(body)
+
+    def submit(self, task: str, payload: Mapping[str, object]) -> Any:
+        """Submit a job that must be accepted."""
+        status, answer = self.post(f"/tasks/{task}", payload)
+        assert status == 200, answer
+        return answer
+
+    def execution(self, answer: Mapping[str, str]) -> Any:
+        """The execution that a submission was answered with."""
+        return self.get_json(answer["executionUrl"])["execution"]
+
+    def finished(self, answer: Mapping[str, str]) -> Any:
+        """The execution, once it has ended."""
+        return until(f"{answer['executionUrl']} has ended; log: {self.tail()}", lambda: self._if_ended(answer))
+
+    def _if_ended(self, answer: Mapping[str, str]) -> Any:
+        execution = self.execution(answer)
+        return execution if execution["status"] not in ("enqueued", "pulling", "running") else None
+
+    def _absolute(self, path: str) -> str:
+        """A path, or a URL that an answer carried, on this service's present port."""
+        if path.startswith("http"):
+            path = "/" + path.split("/", 3)[3]
+        return self.url + path
+
+    def _call(self, request: urllib.request.Request) -> tuple[int, bytes, Mapping[str, str]]:
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                return answer.status, answer.read(), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read(), dict(error.headers)
+
+
+def _environment() -> dict[str, str]:
+    """The environment without settings of the machine that the tests run on."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("FASTLANE_", "DOCKER_"))}
