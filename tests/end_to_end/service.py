@@ -40,11 +40,14 @@ def until(what: str, condition: Callable[[], Any], patience: float = PATIENCE) -
 class Service:
     """`fastlane dev` (or another command) in a folder of its own."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, object], command: Sequence[str] = ("dev",)) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, object], command: Sequence[str] = ("dev",), verbosity: str = "-vv"
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.command = command
+        self.verbosity = verbosity
         self.process: subprocess.Popen[bytes] | None = None
         defaults = {"SQLITE_PATH": str(folder / "fastlane.db"), "LEASE_SECONDS": 2.0, "RECONCILE_INTERVAL_SECONDS": 1.0}
         lines = [f"{key} = {value!r}" for key, value in {**defaults, **settings}.items()]
@@ -54,7 +57,7 @@ class Service:
 
     def start(self) -> Service:
         """Start it and wait until it answers."""
-        arguments = [sys.executable, "-m", "fastlane_core.cli.main", *self.command, "-c", str(self.config), "-vv"]
+        arguments = [sys.executable, "-m", "fastlane_core.cli.main", *self.command, "-c", str(self.config), *filter(None, [self.verbosity])]
         if self.command[0] in ("dev", "api"):
             arguments += ["-b", "127.0.0.1", "-p", str(self.port)]
         with self.log.open("ab") as log:
