@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import docker
+from docker.types import LogConfig
 
 from tests.end_to_end.service import Service, until
 
 IMAGE = "busybox:latest"
 COMMAND = ["echo", "hello"]
-LOG_CONFIG = {"type": "local", "config": {"max-size": "80m", "max-file": "1", "compress": "false"}}
+LOG_CONFIG = LogConfig(type="local", config={"max-size": "80m", "max-file": "1", "compress": "false"})
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ def bare(client: docker.DockerClient, jobs: int, threads: int) -> Block:
 
     def one(_: int) -> None:
         name = f"bench-{uuid.uuid4().hex}"
-        container = client.containers.create(
-            IMAGE, COMMAND, name=name, log_config=docker.types.LogConfig(**_log_config())
-        )
+        container = client.containers.create(IMAGE, COMMAND, name=name, log_config=LOG_CONFIG)
         container.start()
         assert container.wait()["StatusCode"] == 0
         assert container.logs() == b"hello\n"
@@ -93,10 +92,6 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _log_config() -> dict[str, object]:
-    return {"type": LOG_CONFIG["type"], "config": LOG_CONFIG["config"]}
-
-
 @contextmanager
 def engine(url: str | None) -> Iterator[str]:
     """The engine to measure, with the image."""
@@ -122,10 +117,14 @@ def main() -> int:
         client = docker.DockerClient(base_url=url, timeout=120, max_pool_size=64)
         _clear(client)
         best_threads = max((2, 3, 4, 6), key=lambda threads: bare(client, 16, threads).rate)
-        print(f"engine {client.version()['Version']}, {os.cpu_count()} cores, {options.jobs} jobs in {options.rounds} rounds")
+        print(
+            f"engine {client.version()['Version']}, {os.cpu_count()} cores, {options.jobs} jobs in {options.rounds} rounds"
+        )
         print(f"the bare engine is fastest with {best_threads} containers at a time")
         hosts = [{"match": "", "hosts": [url], "maxRunning": best_threads}]
-        service = Service(Path(folder), {"RUNNERS": ["docker"], "DOCKER_HOSTS": hosts, "LEASE_SECONDS": 15.0}, verbosity="")
+        service = Service(
+            Path(folder), {"RUNNERS": ["docker"], "DOCKER_HOSTS": hosts, "LEASE_SECONDS": 15.0}, verbosity=""
+        )
         service.start()
         try:
             through_fastlane(service, 4)
@@ -140,15 +139,25 @@ def main() -> int:
         finally:
             service.terminate()
             _clear(client)
-    ratios = [mine.rate / floor.rate for mine, floor in zip(ours, bares, strict=True)]
+    _print_summary(bares, ours)
+    return 0 if _rate(ours) / _rate(bares) >= options.at_least else 1
+
+
+def _rate(blocks: list[Block]) -> float:
+    """Jobs per second over blocks of the same size."""
+    return statistics.harmonic_mean([block.rate for block in blocks])
+
+
+def _print_summary(bares: list[Block], ours: list[Block]) -> None:
     best = max(block.rate for block in bares)
-    whole = statistics.harmonic_mean([block.rate for block in ours])
-    floor = statistics.harmonic_mean([block.rate for block in bares])
-    print(f"bare:      {floor:5.2f} jobs/s (best round {best:.2f}), {statistics.mean(b.cpu_ms for b in bares):5.1f} CPU ms per job")
-    print(f"fastlane:  {whole:5.2f} jobs/s, {statistics.mean(b.cpu_ms for b in ours):5.1f} CPU ms per job")
-    print(f"ratio to the bare engine: {whole / floor:.3f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)}; to its best round: {whole / best:.3f})")
-    print(f"overhead per job: {1000 / whole - 1000 / floor:.1f} ms, {statistics.mean(b.cpu_ms for b in ours) - statistics.mean(b.cpu_ms for b in bares):.1f} CPU ms")
-    return 0 if whole / floor >= options.at_least else 1
+    rounds = ", ".join(f"{mine.rate / floor.rate:.2f}" for mine, floor in zip(ours, bares, strict=True))
+    bare_cpu, our_cpu = (statistics.mean(block.cpu_ms for block in blocks) for blocks in (bares, ours))
+    print(f"bare:      {_rate(bares):5.2f} jobs/s (best round {best:.2f}), {bare_cpu:5.1f} CPU ms per job")
+    print(f"fastlane:  {_rate(ours):5.2f} jobs/s, {our_cpu:5.1f} CPU ms per job")
+    print(f"ratio to the bare engine: {_rate(ours) / _rate(bares):.3f} (rounds: {rounds}),", end=" ")
+    print(f"to its best round: {_rate(ours) / best:.3f}")
+    overhead = 1000 / _rate(ours) - 1000 / _rate(bares)
+    print(f"overhead per job: {overhead:.1f} ms, {our_cpu - bare_cpu:.1f} CPU ms")
 
 
 def _clear(client: docker.DockerClient) -> None:

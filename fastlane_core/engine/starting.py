@@ -12,7 +12,7 @@ import structlog
 from fastlane_core.contracts.queue import Lease
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.faultpoints import FaultPoint
-from fastlane_core.engine.lifecycle import Ending, before_start, ended, placed, put_back, start_asked, started
+from fastlane_core.engine.lifecycle import Ending, before_start, placed, put_back, start_asked, started
 from fastlane_core.engine.records import change_execution
 from fastlane_core.errors import EngineUnavailable, FastlaneError, ImageNotFound, StartRejected
 from fastlane_core.models import (
@@ -128,9 +128,14 @@ class Starter:
 
         def step(current: Execution) -> Execution:
             ending = before_start(current, now=now)
-            return ended(current, ending, now=now) if ending else start_asked(current, now=now)
+            if ending is not None:
+                raise _TooLate(ending)
+            return start_asked(current, now=now)
 
-        execution = await self._change(execution, step)
+        try:
+            execution = await self._change(execution, step)
+        except _TooLate as late:
+            return await self._end(execution, late.ending)
         self._context.reach(FaultPoint.START_ASKED)
         return execution
 
@@ -212,6 +217,14 @@ class Starter:
             status=execution.status,
             message=message,
         )
+
+
+class _TooLate(FastlaneError):
+    """It must not be started any more."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.message)
+        self.ending = ending
 
 
 class _EngineLost(FastlaneError):

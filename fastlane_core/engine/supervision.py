@@ -36,6 +36,8 @@ log = structlog.get_logger(__name__)
 
 #: Unexpected errors in a row after which an execution is given up.
 _CRASHES = 3
+#: Seconds in which the engine of an adopted run can say that it had ended, before it is stopped.
+_LATE_ADOPTION = 1.0
 #: Seconds without a new byte after which the rest of the log of an ended run is given up.
 _LOG_PATIENCE = 30.0
 
@@ -146,9 +148,13 @@ class Supervision:
         stop_wanted = asyncio.create_task(self.stop_wanted.wait())
         stopper: asyncio.Task[None] | None = None
         try:
-            await _first_of(waiter, stop_wanted, follower, timeout=deadline - self._context.clock())
-            stopped = stop_wanted.done() and not waiter.done()
-            timed_out = not stop_wanted.done() and not waiter.done()
+            if self.stop_wanted.is_set() or self._context.clock() >= deadline:
+                # Adopted late: it may have ended by itself long ago, and its engine gets the time to say so.
+                await _first_of(waiter, None, follower, timeout=_LATE_ADOPTION)
+            else:
+                await _first_of(waiter, stop_wanted, follower, timeout=deadline - self._context.clock())
+            stopped = self.stop_wanted.is_set() and not waiter.done()
+            timed_out = not self.stop_wanted.is_set() and not waiter.done()
             if stopped or timed_out:
                 log.info("stopping", because="it was asked to" if stopped else "its time-out has passed")
                 stopper = asyncio.create_task(self._stop_run(execution, handle))

@@ -57,7 +57,15 @@ class Service:
 
     def start(self) -> Service:
         """Start it and wait until it answers."""
-        arguments = [sys.executable, "-m", "fastlane_core.cli.main", *self.command, "-c", str(self.config), *filter(None, [self.verbosity])]
+        arguments = [
+            sys.executable,
+            "-m",
+            "fastlane_core.cli.main",
+            *self.command,
+            "-c",
+            str(self.config),
+            *filter(None, [self.verbosity]),
+        ]
         if self.command[0] in ("dev", "api"):
             arguments += ["-b", "127.0.0.1", "-p", str(self.port)]
         with self.log.open("ab") as log:

@@ -1,4 +1,4 @@
-"""Workers killed at any instant: nothing is lost and nothing runs twice. On the process runner, so no engine is needed."""
+"""Workers killed at any instant: nothing is lost, nothing runs twice. On the process runner: no engine is needed."""
 
 from __future__ import annotations
 
