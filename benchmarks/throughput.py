@@ -118,7 +118,8 @@ def main() -> int:
         _clear(client)
         best_threads = max((2, 3, 4, 6), key=lambda threads: bare(client, 16, threads).rate)
         print(
-            f"engine {client.version()['Version']}, {os.cpu_count()} cores, {options.jobs} jobs in {options.rounds} rounds"
+            f"engine {client.version()['Version']}, {os.cpu_count()} cores, "
+            f"{options.jobs} jobs in {options.rounds} rounds"
         )
         print(f"the bare engine is fastest with {best_threads} containers at a time")
         hosts = [{"match": "", "hosts": [url], "maxRunning": best_threads}]
