@@ -1,7 +1,7 @@
-"""The HTTP and WebSocket API: `create_api` makes the application, `serve_api` serves it until it is asked to end."""
+"""The HTTP and WebSocket API: `create_api` makes the application, `server_config` how hypercorn is to serve it."""
 
 from fastlane_core.api.application import create_api
-from fastlane_core.api.context import ApiContext, ApiOptions
-from fastlane_core.api.server import serve_api
+from fastlane_core.api.context import ApiContext, ApiLimits
+from fastlane_core.api.server import server_config
 
-__all__ = ["ApiContext", "ApiOptions", "create_api", "serve_api"]
+__all__ = ["ApiContext", "ApiLimits", "create_api", "server_config"]

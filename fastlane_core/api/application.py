@@ -25,16 +25,16 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     app.request_class = BoundedRequest
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    app.config["MAX_CONTENT_LENGTH"] = context.options.max_body_bytes
+    app.config["MAX_CONTENT_LENGTH"] = context.api.max_body_bytes
     app.extensions[EXTENSION] = context
     app.extensions[PAYLOAD_SCHEMA] = PayloadSchema(
         runner_options=context.runner_options,
-        notifier_payloads=context.notifier_payloads,
-        hard_timeout=context.options.hard_timeout_seconds,
+        notifier_payload=context.notifier_payload,
+        hard_timeout=context.hard_timeout,
     )
-    app.extensions[FOLLOWERS] = Followers(context.options.max_followers)
+    app.extensions[FOLLOWERS] = Followers(context.limits.followers)
     answer_errors(app)
-    guard(app, context.options)
+    guard(app, context)
     for module in (tasks, jobs, executions, follow, pages, status, websocket):
         app.register_blueprint(module.blueprint)
     for blueprint in blueprints:

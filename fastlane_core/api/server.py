@@ -1,49 +1,29 @@
-"""Serving the application by hypercorn inside the process's own event loop."""
+"""How hypercorn serves the API."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Awaitable, Callable
-
-from hypercorn.asyncio import serve
 from hypercorn.config import Config
-from quart import Quart
 
-from fastlane_core.api.context import EXTENSION, ApiContext
+from fastlane_core.api.context import ApiContext
 
 #: Seconds that requests under way get to end, once streams have been ended.
-_GRACE = 2.0
+_GRACE = 1.0
 
 
-async def serve_api(
-    app: Quart, *, until: Callable[[], Awaitable[None]], listener: socket.socket | None = None
-) -> None:
-    """Serve `app`, made by `create_api`, until `until` returns; then end its streams and let requests finish.
+def server_config(context: ApiContext) -> Config:
+    """The configuration for `hypercorn.asyncio.serve`, listening on the context's address.
 
-    Listens on the address of the context's options, or on `listener`, a bound socket.
-    Raises OSError when the address cannot be bound.
+    Whoever serves sets `context.closing` as soon as the server is to end, so that streams end by themselves.
     """
-    context: ApiContext = app.extensions[EXTENSION]
-
-    async def shutdown() -> None:
-        await until()
-        context.closing.set()
-
-    await serve(app, _config(context, listener), shutdown_trigger=shutdown)
-
-
-def _config(context: ApiContext, listener: socket.socket | None) -> Config:
     config = Config()
-    if listener is not None:
-        config.bind = [f"fd://{listener.fileno()}"]
-    else:
-        host = context.options.bind_host
-        config.bind = [f"[{host}]:{context.options.bind_port}" if ":" in host else f"{host}:{context.options.bind_port}"]
+    config.bind = [f"[{context.host}]:{context.port}" if ":" in context.host else f"{context.host}:{context.port}"]
     config.graceful_timeout = _GRACE
     config.include_server_header = False
-    # Task ids of 255 characters take up to 3,060 bytes in a URL, and links may carry them twice.
-    config.h11_max_incomplete_size = 64 * 1024
-    config.websocket_ping_interval = 20.0
+    config.accesslog = None
+    config.errorlog = None
+    # A task id of 10,000 characters of four bytes reaches the application, which refuses it with an answer of its own.
+    config.h11_max_incomplete_size = 128 * 1024
+    config.websocket_ping_interval = context.api.ws_ping_seconds
     # Clients have nothing to say on a WebSocket.
     config.websocket_max_message_size = 64 * 1024
     return config

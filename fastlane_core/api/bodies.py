@@ -1,0 +1,149 @@
+"""Request bodies: bounded, and JSON whatever the content type says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import unicodedata
+from collections.abc import Iterator
+from typing import cast
+
+from quart import Request, request
+from quart.wrappers.request import Body
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from fastlane_core.errors import InvalidInput
+from fastlane_core.models import Json
+
+#: Bytes of a body that is too large which are read and dropped, so that its sender gets to read the answer.
+_DRAINED = 64 * 1024 * 1024
+#: Larger bodies are parsed in a thread: a megabyte of JSON takes long enough for others to notice.
+_PARSED_IN_PLACE = 64 * 1024
+_DEEPEST = 64
+
+
+class BoundedBody(Body):
+    """A body of which never more than the limit is in memory.
+
+    One that is too large is read to its end before it is refused: a server that closes a connection with unread data
+    in it makes most clients lose the answer.
+    """
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(None, None)
+        self._limit = max_content_length
+        self._received = 0
+
+    def append(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._limit is None or self._received <= self._limit:
+            super().append(data)
+            return
+        self._data.clear()
+        if self._received > self._limit + _DRAINED:
+            self.set_complete()
+
+    def set_complete(self) -> None:
+        if self._limit is not None and self._received > self._limit:
+            self._must_raise = RequestEntityTooLarge(f"The body is larger than the {self._limit} bytes allowed.")
+        super().set_complete()
+
+
+class BoundedRequest(Request):
+    """A request with a bounded body."""
+
+    body_class = BoundedBody
+
+
+async def json_object() -> tuple[dict[str, Json], bytes]:
+    """The JSON object in the current request's body, and the body. Raises InvalidInput, RequestEntityTooLarge."""
+    body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    if len(body) > _PARSED_IN_PLACE:
+        return await asyncio.to_thread(parse_json_object, body), body
+    return parse_json_object(body), body
+
+
+def parse_json_object(body: bytes) -> dict[str, Json]:
+    """The JSON object (RFC 8259) in `body`.
+
+    Raises InvalidInput also for what JSON cannot carry onward safely: NUL characters, lone surrogates, numbers beyond
+    what a double holds, and nesting deeper than 64.
+    """
+    if not body.strip():
+        raise InvalidInput("", "the body is empty: expected a JSON object")
+    try:
+        document = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise InvalidInput("", f"the body is not UTF-8 text: byte {error.start} cannot be decoded") from None
+    except json.JSONDecodeError as error:
+        raise InvalidInput(
+            "", f"the body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        ) from None
+    except RecursionError:
+        raise InvalidInput("", f"the body is nested deeper than {_DEEPEST} levels") from None
+    except ValueError as error:
+        raise InvalidInput("", f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidInput("", f"the body is {kind_of(document)}: expected a JSON object")
+    for path, value in _walk(document):
+        if len(path) > _DEEPEST:
+            raise InvalidInput(_dotted(path[:3]), f"nested deeper than {_DEEPEST} levels")
+        if path:
+            _check_text(path[:-1], path[-1], "has a key with")
+        if isinstance(value, str):
+            _check_text(path, value, "contains")
+    return cast("dict[str, Json]", document)
+
+
+def kind_of(value: object) -> str:
+    """What a parsed JSON value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "an object" if isinstance(value, dict) else "a list"
+
+
+def _walk(document: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every value in the document, with its path."""
+    rest: list[tuple[tuple[str, ...], object]] = [((), document)]
+    while rest:
+        path, value = rest.pop()
+        yield path, value
+        if len(path) > _DEEPEST:
+            continue
+        if isinstance(value, dict):
+            rest.extend(((*path, key), each) for key, each in value.items())
+        elif isinstance(value, list):
+            rest.extend(((*path, str(number)), each) for number, each in enumerate(value))
+
+
+def _check_text(path: tuple[str, ...], text: str, how: str) -> None:
+    if text.isascii():
+        if "\0" not in text:
+            return
+        raise InvalidInput(_dotted(path), f"{how} a NUL character")
+    if "\0" in text:
+        raise InvalidInput(_dotted(path), f"{how} a NUL character")
+    if any(unicodedata.category(character) == "Cs" for character in text):
+        raise InvalidInput(_dotted(path), f"{how} half a surrogate pair, which is no character")
+
+
+def _dotted(path: tuple[str, ...]) -> str:
+    return ".".join(part if part.isprintable() and len(part) <= 100 else f"{part[:20]!a}…" for part in path)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number

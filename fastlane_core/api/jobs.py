@@ -1,0 +1,70 @@
+"""Jobs: their details, the output of their newest execution, and stopping them."""
+
+from __future__ import annotations
+
+from quart import Blueprint, Response
+
+from fastlane_core.api.answers import json_answer
+from fastlane_core.api.context import current_context
+from fastlane_core.api.executions import output_answer
+from fastlane_core.api.links import request_links
+from fastlane_core.api.lookup import find_job, last_execution
+from fastlane_core.api.shapes import execution_shape, job_shape, task_link
+from fastlane_core.api.waiting import WaitingReasons
+from fastlane_core.errors import InvalidInput
+from fastlane_core.models import Json
+
+blueprint = Blueprint("jobs", __name__, url_prefix="/tasks/<task_id>/jobs/<job_id>")
+
+#: Executions given with a job, newest first.
+_EXECUTIONS = 20
+
+
+@blueprint.get("/")
+async def job_details(task_id: str, job_id: str) -> Response:
+    """A job with its newest executions."""
+    context = current_context()
+    job = await find_job(context, task_id, job_id)
+    page = await context.storage.list_executions(job_id, task_id=task_id, cursor=None, limit=_EXECUTIONS)
+    count = await context.storage.count_executions(job_id, task_id=task_id)
+    links = request_links(context)
+    waiting = WaitingReasons(context)
+    executions: list[Json] = []
+    for execution in page.items:
+        shape = await execution_shape(context, execution, waiting, log_bytes=context.limits.listed_log_bytes)
+        executions.append({**shape, "url": links.execution(task_id, job_id, execution.id)})
+    last = page.items[0] if page.items else None
+    return json_answer(
+        {
+            "task": task_link(task_id, links),
+            "job": job_shape(context, job, last=last, count=count, executions=executions),
+        }
+    )
+
+
+@blueprint.post("/stop/")
+async def stop_job(task_id: str, job_id: str) -> Response:
+    """End what the job runs or waits for, and its retries."""
+    context = current_context()
+    await find_job(context, task_id, job_id)
+    await context.stopping.stop_job(task_id, job_id)
+    links = request_links(context)
+    return json_answer(
+        {
+            "taskId": task_id,
+            "jobId": job_id,
+            "jobUrl": links.job(task_id, job_id),
+            "taskUrl": links.task(task_id),
+        }
+    )
+
+
+@blueprint.get("/<any(stdout, stderr, logs):output>/")
+async def job_output(task_id: str, job_id: str, output: str) -> Response:
+    """What the job's newest execution has written so far."""
+    context = current_context()
+    job = await find_job(context, task_id, job_id)
+    execution = await last_execution(context, job)
+    if execution is None:
+        raise InvalidInput("", f"job {job_id} of task {task_id} has no execution yet")
+    return output_answer(context, execution, output)

@@ -1,0 +1,242 @@
+"""The payload of a job: its fields, and how what is wrong with one is told."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
+from quart import current_app
+
+from fastlane_core.api.bodies import kind_of
+from fastlane_core.errors import InvalidInput, SettingsError
+from fastlane_core.models import Json, JsonObject, RunSpec
+
+#: Key of the schema among the extensions of the Quart application.
+PAYLOAD_SCHEMA = "fastlane.payload"
+
+#: Fields of the job that this version cannot honour, unless a plugin brings them.
+_NOT_YET = ("startAt", "startIn", "cron", "notify", "webhooks", "additionalDNSEntries")
+#: Those of them that clients send empty when they want nothing.
+_EMPTY_IS_NOTHING = frozenset({"notify", "webhooks", "additionalDNSEntries"})
+
+_MAX_RETRIES = 100
+_MAX_METADATA_BYTES = 64 * 1024
+_MAX_OPTIONS_BYTES = 64 * 1024
+#: What an operating system takes as arguments and environment of a process is of this order.
+_MAX_COMMAND_BYTES = 256 * 1024
+_MAX_ENVS_BYTES = 256 * 1024
+#: The end of the year 9999; a later moment is most likely one in milliseconds.
+_LAST_MOMENT = 253_402_300_799
+
+_ENV_VALUE = "a string, number or boolean"
+_EXPECTED = {
+    "image": "a string that names a container image",
+    "command": "a string, or a list of strings",
+    "envs": f"an object whose values are each {_ENV_VALUE}",
+    "metadata": "an object",
+    "timeout": "a number of seconds greater than 0",
+    "expiration": "a moment in seconds since 1970 (Unix time)",
+    "retries": f"a whole number from 0 to {_MAX_RETRIES}",
+}
+
+
+class JobPayload(BaseModel):
+    """What a job is asked for with. Fields that are null take their defaults."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image: str = Field(min_length=1, max_length=4096, description="Image reference, as the engine takes it.")
+    command: str | list[str] = Field(
+        description="Command line, split into arguments by the rules of a POSIX shell but without one; or the "
+        "arguments themselves. Empty runs the image's own command."
+    )
+    envs: dict[str, str | bool | int | float] = Field(default={}, description="Environment variables.")
+    metadata: dict[str, JsonValue] = Field(default={}, description="Your own data, given back as it came.")
+    timeout: float | None = Field(
+        default=None, gt=0, description="Seconds that the run may take; at most what the operator allows."
+    )
+    expiration: float | None = Field(
+        default=None, ge=0, le=_LAST_MOMENT, description="Unix time after which it must not start any more."
+    )
+    retries: int = Field(default=0, ge=0, le=_MAX_RETRIES, description="Further attempts after a failed one.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedPayload:
+    """A payload that can be stored."""
+
+    spec: RunSpec
+    metadata: JsonObject
+    retries: int
+    expiration: float | None
+    notifications: Mapping[str, JsonObject]
+
+
+class PayloadSchema:
+    """The payload's model, put together from core's fields and those of the installed plugins."""
+
+    def __init__(
+        self,
+        *,
+        runner_options: Mapping[str, type[BaseModel]],
+        notifier_payload: Mapping[str, type[BaseModel]],
+        hard_timeout: float,
+    ) -> None:
+        """Raises SettingsError where a field has two owners."""
+        self._hard_timeout = hard_timeout
+        self._options = dict(runner_options)
+        self._notifications = dict(notifier_payload)
+        owners = [*JobPayload.model_fields, *self._options, *self._notifications]
+        for name in owners:
+            if owners.count(name) > 1:
+                raise SettingsError(f"two plugins, or a plugin and core, own the field {name!r} of the job payload")
+        extra = {name: (model | None, None) for name, model in (self._options | self._notifications).items()}
+        self.model = cast("type[JobPayload]", create_model("Job", __base__=JobPayload, **extra))  # type: ignore[call-overload]
+
+    def check(self, document: Mapping[str, Json]) -> CheckedPayload:
+        """The payload in a parsed body. Raises InvalidInput, which names the field and what was expected."""
+        wanted = self._without_nothings(document)
+        try:
+            payload = self.model.model_validate(wanted)
+        except ValidationError as error:
+            raise self._refusal(error) from None
+        return CheckedPayload(
+            spec=RunSpec(
+                image=_checked_image(payload.image),
+                command=_checked_command(payload.command),
+                env=_checked_envs(payload.envs),
+                options=self._plugin_fields(payload, self._options),
+                timeout=min(payload.timeout or self._hard_timeout, self._hard_timeout),
+            ),
+            metadata=_bounded("metadata", payload.metadata, _MAX_METADATA_BYTES),
+            retries=payload.retries,
+            expiration=payload.expiration,
+            notifications=self._plugin_fields(payload, self._notifications),
+        )
+
+    def _without_nothings(self, document: Mapping[str, Json]) -> dict[str, Json]:
+        """The document without fields that say nothing. Raises InvalidInput for those of a later version."""
+        kept: dict[str, Json] = {}
+        for name, value in document.items():
+            if name in self.model.model_fields:
+                if value is not None or self.model.model_fields[name].is_required():
+                    kept[name] = value
+            elif name not in _NOT_YET:
+                kept[name] = value
+            elif not (value is None or (name in _EMPTY_IS_NOTHING and _is_empty(value))):
+                raise InvalidInput(name, "this version of Fastlane does not have it yet")
+        return kept
+
+    @staticmethod
+    def _plugin_fields(payload: JobPayload, owned: Iterable[str]) -> dict[str, JsonObject]:
+        fields: dict[str, JsonObject] = {}
+        for name in owned:
+            value: BaseModel | None = getattr(payload, name)
+            if value is not None:
+                dumped = value.model_dump(mode="json", by_alias=True, exclude_unset=True)
+                fields[name] = _bounded(name, dumped, _MAX_OPTIONS_BYTES)
+        return fields
+
+    def _refusal(self, error: ValidationError) -> InvalidInput:
+        # An unknown field first: a misspelt one explains why another is missing.
+        first = min(
+            error.errors(include_url=False, include_context=False), key=lambda each: each["type"] != "extra_forbidden"
+        )
+        path = tuple(str(part)[:100] for part in first["loc"])
+        top = path[0]
+        if first["type"] == "extra_forbidden":
+            model = self._model_at(path[:-1])
+            return InvalidInput(".".join(path), _unknown(path[-1], list(model.model_fields)))
+        if first["type"] == "missing":
+            expected = _EXPECTED.get(top) if len(path) == 1 else None
+            return InvalidInput(".".join(path), f"is missing: expected {expected or 'a value'}")
+        if top == "envs" and len(path) > 1:
+            return InvalidInput(f"envs.{path[1]}", f"expected {_ENV_VALUE}, got {kind_of(first['input'])}")
+        if top in _EXPECTED:
+            return InvalidInput(top, f"expected {_EXPECTED[top]}{_instead(first['type'], first['input'])}")
+        return InvalidInput(".".join(path), first["msg"][:1].lower() + first["msg"][1:])
+
+    def _model_at(self, path: Sequence[str]) -> type[BaseModel]:
+        model: type[BaseModel] = self.model
+        if path:
+            model = (self._options | self._notifications).get(path[0], model)
+        for name in path[1:]:
+            annotation = model.model_fields[name].annotation if name in model.model_fields else None
+            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+                break
+            model = annotation
+        return model
+
+
+def payload_schema() -> PayloadSchema:
+    """The schema of the application that handles the current request."""
+    return cast("PayloadSchema", current_app.extensions[PAYLOAD_SCHEMA])
+
+
+def _checked_image(image: str) -> str:
+    if image != image.strip() or not re.fullmatch(r"[^\s\x00-\x1f\x7f]+", image) or image.startswith("-"):
+        raise InvalidInput("image", f"expected {_EXPECTED['image']}, without spaces and not starting with a dash")
+    return image
+
+
+def _checked_command(command: str | list[str]) -> str:
+    line = command if isinstance(command, str) else shlex.join(command)
+    if len(line.encode()) > _MAX_COMMAND_BYTES:
+        raise InvalidInput("command", f"is longer than {_MAX_COMMAND_BYTES} bytes")
+    try:
+        shlex.split(line)
+    except ValueError as error:
+        problem = str(error).lower().rstrip(".")
+        raise InvalidInput("command", f"cannot be split into arguments by the rules of a shell: {problem}") from None
+    return line
+
+
+def _checked_envs(envs: Mapping[str, str | bool | int | float]) -> dict[str, str]:
+    for name in envs:
+        if not name or "=" in name:
+            raise InvalidInput(f"envs.{name}", "the name of a variable must not be empty and not contain '='")
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in envs.items()}
+    if sum(len(name.encode()) + len(value.encode()) for name, value in texts.items()) > _MAX_ENVS_BYTES:
+        raise InvalidInput("envs", f"takes more than {_MAX_ENVS_BYTES} bytes")
+    return texts
+
+
+def _bounded(field: str, value: Mapping[str, JsonValue], limit: int) -> JsonObject:
+    size = len(json.dumps(value, ensure_ascii=False).encode())
+    if size > limit:
+        raise InvalidInput(field, f"takes {size} bytes as JSON, which is more than the {limit} allowed")
+    return cast("JsonObject", value)
+
+
+def _is_empty(value: Json) -> bool:
+    """Whether nothing is in it: `{}`, `[]`, `{"succeeds": [], "fails": null}`."""
+    if isinstance(value, dict):
+        return all(each is None or _is_empty(each) for each in value.values())
+    return isinstance(value, list) and not value
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    by_lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower()[:100], by_lower, n=1, cutoff=0.6)
+    if close:
+        return f"there is no such field; did you mean {by_lower[close[0]]!r}?"
+    return f"there is no such field; known are {', '.join(known)}"
+
+
+def _instead(kind: str, value: object) -> str:
+    """What came instead, without repeating the value, which may be a secret."""
+    if kind in ("greater_than", "greater_than_equal", "less_than_equal") and isinstance(value, int | float):
+        if value > _LAST_MOMENT:
+            return f", got {value!r}: is it in milliseconds?"
+        return f", got {value!r}"
+    if kind == "string_too_short":
+        return ", got an empty string"
+    if kind == "string_too_long":
+        return ", got one that is too long"
+    return f", got {kind_of(value)}"

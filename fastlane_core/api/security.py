@@ -1,0 +1,140 @@
+"""A page in a browser must not use a visitor's Fastlane.
+
+Three ways are closed: requests that a browser marks as coming from another site (Fetch Metadata, `Origin`), reading
+answers across origins (CORS, only for the origins that the settings allow), and names that are made to point at
+loopback (DNS rebinding; a loopback server takes only names that mean loopback). Programs that are no browsers send
+none of these headers and are not affected.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+from quart import Quart, Response, request, websocket
+from quart.wrappers.base import BaseRequestWebsocket
+
+from fastlane_core.api.answers import Refused
+from fastlane_core.api.context import ApiContext
+
+_ALLOWED_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
+_ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
+_EXPOSED_HEADERS = "Fastlane-Exit-Code, Retry-After"
+_PREFLIGHT_SECONDS = "600"
+#: Methods by which nothing is changed.
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_FOREIGN_SITES = frozenset({"cross-site", "same-site"})
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+def guard(app: Quart, context: ApiContext) -> None:
+    """Put the checks before, and the headers behind, everything that `app` serves."""
+    policy = Policy(bind_host=context.host, server_name=context.api.server_name, cors_origins=context.api.cors_origins)
+
+    async def before_request() -> Response | None:
+        policy.check(request, changes=request.method not in _SAFE_METHODS)
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return Response("", status=200, content_type="text/plain")
+        return None
+
+    async def before_websocket() -> None:
+        policy.check(websocket, changes=True)
+
+    async def after_request(response: Response) -> Response:
+        policy.mark(response, request.headers.get("Origin"))
+        return response
+
+    app.before_request(before_request)
+    app.before_websocket(before_websocket)
+    app.after_request(after_request)
+
+
+class Policy:
+    """Who may use the API from where."""
+
+    def __init__(self, *, bind_host: str, server_name: str | None, cors_origins: list[str]) -> None:
+        self._loopback_only = _is_loopback(bind_host)
+        self._names = {name.lower() for name in (bind_host, _host_of(server_name or "")) if name}
+        self._server_name = (server_name or "").lower()
+        self._any_origin = "*" in cors_origins
+        self._origins = {origin.rstrip("/").lower() for origin in cors_origins}
+
+    def check(self, asked: BaseRequestWebsocket, *, changes: bool) -> None:
+        """Raises Refused for what another site's page asks for, and for names that are not this server's."""
+        host = asked.headers.get("Host", "")
+        if self._loopback_only and host and not self._is_own_name(_host_of(host)):
+            raise Refused(
+                f"this server listens on loopback and is not known as {_shown(host)}; "
+                "if it should be, set SERVER_NAME to that name"
+            )
+        origin = asked.headers.get("Origin")
+        if origin is not None:
+            if not (self.allows(origin) or self._is_own_origin(origin, host)):
+                raise Refused(
+                    f"a page of {_shown(origin)} may not use this server; if it should, add it to CORS_ORIGINS"
+                )
+        elif changes and asked.headers.get("Sec-Fetch-Site", "").lower() in _FOREIGN_SITES:
+            raise Refused("a page of another site may not use this server")
+
+    def allows(self, origin: str) -> bool:
+        """Whether the settings let pages of `origin` use this API."""
+        return self._any_origin or origin.lower() in self._origins
+
+    def mark(self, response: Response, origin: str | None) -> None:
+        """Add the headers that tell a browser what it may do with the answer."""
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        response.headers.setdefault("X-Frame-Options", "DENY")
+        response.headers.setdefault("Referrer-Policy", "no-referrer")
+        response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        if not self._origins:
+            response.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
+            return
+        response.vary.add("Origin")
+        if origin is not None and self.allows(origin):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Allow-Methods"] = _ALLOWED_METHODS
+            response.headers["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
+            response.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
+            response.headers["Access-Control-Max-Age"] = _PREFLIGHT_SECONDS
+
+    def _is_own_name(self, name: str) -> bool:
+        return name in self._names or _is_loopback(name)
+
+    def _is_own_origin(self, origin: str, host: str) -> bool:
+        try:
+            parts = urlsplit(origin.lower())
+            port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
+        except ValueError:
+            return False
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            return False
+        # A proxy may have ended TLS, so the scheme that counts is the browser's.
+        own = {_with_port(each, parts.scheme) for each in (host, self._server_name) if each}
+        return (parts.hostname, port) in own
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.lower().strip("[]")
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_of(host: str) -> str:
+    """The name in a `Host` header, in lower case, without its port."""
+    return re.sub(r":\d*$", "", host.lower()) if not host.endswith("]") else host.lower()
+
+
+def _with_port(host: str, scheme: str) -> tuple[str, int | None]:
+    found = re.fullmatch(r"(.*?)(?::(\d{1,5}))?", host.lower())
+    if found is None:
+        return host, None
+    return found[1].strip("[]"), int(found[2]) if found[2] else _DEFAULT_PORTS[scheme]
+
+
+def _shown(text: str) -> str:
+    return repr(text[:200])

@@ -1,0 +1,163 @@
+"""Tasks, jobs and executions in answers: the shapes that clients of the first Fastlane know, and a little more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from fastlane_core.api.context import ApiContext
+from fastlane_core.api.links import Links
+from fastlane_core.api.outputs import read_text
+from fastlane_core.api.times import iso_time
+from fastlane_core.api.waiting import WaitingReasons
+from fastlane_core.models import Execution, Job, Json, JsonObject, Status, Stream, Task
+from fastlane_core.redaction import redact
+
+_HOST_AND_PORT = re.compile(r"(.+):([0-9]{1,5})")
+
+
+def task_item(task: Task, links: Links) -> dict[str, Json]:
+    """A task within a list."""
+    return {
+        "taskId": task.id,
+        "createdAt": iso_time(task.created_at),
+        "lastModifiedAt": iso_time(task.modified_at),
+        "jobsCount": task.jobs_count,
+        "url": links.task(task.id),
+    }
+
+
+def task_page(
+    tasks: Sequence[Task], links: Links, *, total: int, page: int, per_page: int, urls: Sequence[str]
+) -> dict[str, Json]:
+    """A page of tasks; `urls` are those of the pages before and after it."""
+    pages = -(-total // per_page)
+    previous, following = urls
+    return {
+        "items": [task_item(task, links) for task in tasks],
+        "total": total,
+        "page": page,
+        "pages": pages,
+        "perPage": per_page,
+        "hasNext": page < pages,
+        "hasPrev": page > 1,
+        "nextUrl": following if page < pages else None,
+        "prevUrl": previous if page > 1 else None,
+    }
+
+
+def task_link(task_id: str, links: Links) -> dict[str, Json]:
+    """A task that something else belongs to."""
+    return {"id": task_id, "url": links.task(task_id)}
+
+
+def job_link(task_id: str, job_id: str, links: Links) -> dict[str, Json]:
+    """A job that something else belongs to."""
+    return {"id": job_id, "url": links.job(task_id, job_id)}
+
+
+def job_shape(
+    context: ApiContext, job: Job, *, last: Execution | None, count: int, executions: Sequence[Json]
+) -> dict[str, Json]:
+    """A job with its newest executions, of which `last` is the newest and `count` the number in all."""
+    return {
+        "taskId": job.task_id,
+        "createdAt": iso_time(job.created_at),
+        "lastModifiedAt": iso_time(job.modified_at),
+        "image": job.spec.image,
+        "command": job.spec.command,
+        "requestIPAddress": job.request_ip,
+        "scheduled": False,
+        "executionCount": count,
+        "metadata": _job_metadata(context, job, last),
+        "executions": executions,
+        "status": last.status.value if last else None,
+        "stopRequestedAt": iso_time(job.stop_requested_at),
+    }
+
+
+async def execution_shape(
+    context: ApiContext, execution: Execution, waiting: WaitingReasons, *, log_bytes: int
+) -> dict[str, Json]:
+    """An execution with up to `log_bytes` of each stream. Raises StorageUnavailable.
+
+    `log` and `error` are null until it runs; while it runs they hold what there is so far.
+    """
+    log, log_cut = await _text(context, execution, Stream.STDOUT, log_bytes)
+    error, error_cut = await _text(context, execution, Stream.STDERR, log_bytes)
+    if not error and execution.status is Status.FAILED and execution.started_at is None:
+        # Nothing ran that could have told: clients look here for what went wrong.
+        error = execution.message
+    return {
+        "executionId": execution.id,
+        "createdAt": iso_time(execution.created_at),
+        "startedAt": iso_time(execution.started_at),
+        "finishedAt": iso_time(execution.finished_at),
+        "requestIPAddress": execution.request_ip,
+        "image": execution.spec.image,
+        "command": execution.spec.command,
+        "status": execution.status.value,
+        "exitCode": execution.exit_code,
+        "log": log,
+        "error": error,
+        "metadata": _execution_metadata(execution),
+        "logTruncated": log_cut,
+        "errorTruncated": error_cut,
+        "outputLimitReached": execution.log_truncated,
+        "reason": execution.reason.value if execution.reason else None,
+        "message": execution.message,
+        "waitingFor": await waiting.of(execution),
+        "attempt": execution.attempt,
+        "retryOf": execution.retry_of,
+    }
+
+
+def exit_code_text(execution: Execution) -> str:
+    """The exit code as headers and streams give it: decimal, or `None`."""
+    return str(execution.exit_code)
+
+
+async def _text(context: ApiContext, execution: Execution, stream: Stream, log_bytes: int) -> tuple[str | None, bool]:
+    text, cut = await read_text(context.storage, execution.id, stream, limit=log_bytes)
+    if not text and execution.started_at is None:
+        return None, False
+    return text, cut
+
+
+def _job_metadata(context: ApiContext, job: Job, last: Execution | None) -> dict[str, Json]:
+    words = context.general.env_blacklisted_words
+    wanted = cast("JsonObject", redact(job.notifications, words))
+    metadata: dict[str, Json] = {
+        "retries": job.retries,
+        "retry_count": last.retries_used if last else 0,
+        "timeout": job.spec.timeout,
+        "envs": cast("JsonObject", redact(job.spec.env, words)),
+        "additional_dns_entries": [],
+        "enqueued_id": last.id if last else None,
+    }
+    for name in ("notify", "webhooks"):
+        asked = wanted.get(name)
+        metadata[name] = {
+            "succeeds": [],
+            "fails": [],
+            "finishes": [],
+            **(asked if isinstance(asked, Mapping) else {}),
+        }
+    if job.metadata:
+        metadata["custom"] = job.metadata
+    if job.expiration is not None:
+        metadata["expiration"] = job.expiration
+    return metadata
+
+
+def _execution_metadata(execution: Execution) -> dict[str, Json]:
+    metadata: dict[str, Json] = {"lane": execution.lane, "place": execution.place}
+    if execution.lane.partition(":")[0] != "docker" or execution.place is None:
+        return metadata
+    found = _HOST_AND_PORT.fullmatch(execution.place)
+    metadata["docker_host"] = found[1] if found else execution.place
+    metadata["docker_port"] = int(found[2]) if found else None
+    if execution.handle is not None:
+        metadata["container_id"] = execution.handle.data.get("container_id")
+    return metadata

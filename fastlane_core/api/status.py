@@ -1,0 +1,153 @@
+"""Whether Fastlane is well, and what it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from quart import Blueprint, Response
+
+from fastlane_core.api.answers import json_answer
+from fastlane_core.api.context import ApiContext, current_context
+from fastlane_core.api.times import iso_time
+from fastlane_core.api.waiting import live_workers
+from fastlane_core.contracts.queue import LaneStats
+from fastlane_core.errors import QueueUnavailable, StorageUnavailable
+from fastlane_core.models import Json, JsonObject, Status
+
+blueprint = Blueprint("status", __name__)
+
+#: Seconds that a server gets to say that it is well.
+_HEALTH_TIMEOUT = 2.0
+#: Unfinished executions looked through for running ones: the longest unfinished come first.
+_LOOKED_THROUGH = 200
+
+
+@blueprint.get("/")
+@blueprint.get("/healthcheck/")
+async def healthcheck() -> Response:
+    """Whether storage and queue answer; 500 if one does not.
+
+    `mongo` and `redis` are what clients know the two by, whatever they are today.
+    """
+    context = current_context()
+    storage_error, queue_error = await asyncio.gather(_problem(context.storage.health), _problem(context.queue.health))
+    errors: list[Json] = []
+    for source, part, problem in (("redis", "queue", queue_error), ("mongo", "storage", storage_error)):
+        if problem is not None:
+            errors.append({"source": source, "part": part, "message": problem})
+    body: dict[str, Json] = {
+        "redis": queue_error is None,
+        "mongo": storage_error is None,
+        "queue": queue_error is None,
+        "storage": storage_error is None,
+        "errors": errors,
+    }
+    return json_answer(body, 500 if errors else 200)
+
+
+@blueprint.get("/status/")
+async def status() -> Response:
+    """Hosts, containers, queues and counts."""
+    context = current_context()
+    workers, stats, tasks, jobs, running = await asyncio.gather(
+        live_workers(context),
+        context.queue.stats(),
+        context.storage.count_tasks(),
+        context.storage.count_jobs(),
+        _running(context),
+    )
+    return json_answer(
+        {
+            "hosts": _hosts(workers),
+            "containers": {"running": running},
+            "queues": _queues(stats),
+            "tasks": {"count": tasks},
+            "jobs": {"count": jobs, "scheduled": []},
+            "fastlane": {
+                "version": context.version,
+                "executor": ", ".join(runner.name for runner in context.routing.runners),
+            },
+            "lanes": _lanes(context, stats),
+            "workers": [{key: value for key, value in each.items() if key != "hosts"} for each in workers],
+        }
+    )
+
+
+async def _problem(health: Callable[[], Awaitable[str]]) -> str | None:
+    try:
+        await asyncio.wait_for(health(), _HEALTH_TIMEOUT)
+    except (StorageUnavailable, QueueUnavailable) as error:
+        return str(error)
+    except TimeoutError:
+        return f"no answer within {_HEALTH_TIMEOUT:g} s"
+    return None
+
+
+def _hosts(workers: Sequence[JsonObject]) -> Sequence[Json]:
+    """What workers tell of hosts: of each the newest, available ones first."""
+    newest: dict[tuple[str, str], JsonObject] = {}
+    for report in sorted(workers, key=_reported_at):
+        hosts = report.get("hosts")
+        for host in hosts if isinstance(hosts, Sequence) and not isinstance(hosts, str) else ():
+            if isinstance(host, Mapping):
+                newest[str(host.get("host")), str(host.get("port"))] = host
+    ordered = [newest[key] for key in sorted(newest)]
+    return sorted(ordered, key=_is_unavailable)
+
+
+def _is_unavailable(host: JsonObject) -> bool:
+    return not host.get("available")
+
+
+def _reported_at(report: JsonObject) -> float:
+    at = report.get("at")
+    return float(at) if isinstance(at, int | float) else 0.0
+
+
+async def _running(context: ApiContext) -> list[Json]:
+    page = await context.storage.list_unfinished(cursor=None, limit=_LOOKED_THROUGH)
+    running: list[Json] = []
+    for execution in page.items:
+        if execution.status is Status.RUNNING:
+            host, _, port = (execution.place or "").rpartition(":")
+            running.append(
+                {
+                    "host": host if port.isdecimal() else execution.place,
+                    "port": int(port) if port.isdecimal() else None,
+                    "id": execution.handle.data.get("container_id") if execution.handle else None,
+                    "executionId": execution.id,
+                }
+            )
+    return running
+
+
+def _queues(stats: Mapping[str, LaneStats]) -> dict[str, Json]:
+    due = [each.next_due_at for each in stats.values() if each.next_due_at is not None]
+    next_due = min(due, default=None)
+    return {
+        "jobs": {"length": sum(each.waiting for each in stats.values())},
+        "monitor": {"length": sum(each.leased for each in stats.values())},
+        "webhooks": {"length": 0},
+        "notify": {"length": 0},
+        "scheduled": {
+            "length": sum(each.delayed for each in stats.values()),
+            "nextTimeStamp": next_due,
+            "nextHumanReadableDate": iso_time(next_due),
+        },
+    }
+
+
+def _lanes(context: ApiContext, stats: Mapping[str, LaneStats]) -> dict[str, Json]:
+    capacities = {lane.name: lane.capacity for lane in context.routing.lanes()}
+    lanes: dict[str, Json] = {}
+    for name in sorted({*capacities, *stats}):
+        lane = stats.get(name, LaneStats())
+        lanes[name] = {
+            "capacity": capacities.get(name, 0),
+            "waiting": lane.waiting,
+            "delayed": lane.delayed,
+            "leased": lane.leased,
+            "places": dict(lane.places or {}),
+        }
+    return lanes

@@ -1,0 +1,141 @@
+"""Tasks: submitting jobs to them, listing and searching."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+
+from quart import Blueprint, Response, request
+
+from fastlane_core.api.answers import json_answer
+from fastlane_core.api.bodies import json_object
+from fastlane_core.api.context import current_context
+from fastlane_core.api.links import request_links
+from fastlane_core.api.lookup import check_task_id, find_task, page_number
+from fastlane_core.api.payload import payload_schema
+from fastlane_core.api.shapes import task_page
+from fastlane_core.api.times import iso_time
+from fastlane_core.engine.submission import JobOrder
+from fastlane_core.errors import Conflict, InvalidInput, NotFound
+
+blueprint = Blueprint("tasks", __name__)
+
+#: Jobs given with a task; more by its `nextUrl`.
+_JOBS = 200
+_MAX_QUERY = 255
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+@blueprint.post("/tasks/<task_id>/")
+async def enqueue_job(task_id: str) -> Response:
+    """Accept a job. It is stored when the answer leaves."""
+    context = current_context()
+    check_task_id(task_id)
+    document, body = await json_object()
+    payload = payload_schema().check(document)
+    key = _idempotency_key()
+    digest = hashlib.sha256(body).hexdigest()
+    submitted = await context.submission.submit(
+        JobOrder(
+            task_id=task_id,
+            spec=payload.spec,
+            request_ip=_client_address(),
+            metadata=payload.metadata,
+            retries=payload.retries,
+            expiration=payload.expiration,
+            notifications=payload.notifications,
+            idempotency_key=key,
+            request_digest=digest if key else None,
+        )
+    )
+    job, execution = submitted.job, submitted.execution
+    if submitted.repeated and job.request_digest != digest:
+        raise Conflict(f"the Idempotency-Key {key} came with another body before: a new job needs a new key")
+    links = request_links(context)
+    return json_answer(
+        {
+            "taskId": task_id,
+            "jobId": job.id,
+            "executionId": execution.id if execution else None,
+            "executionUrl": links.execution(task_id, job.id, execution.id) if execution else None,
+            "queueJobId": execution.id if execution else None,
+            "jobUrl": links.job(task_id, job.id),
+            "taskUrl": links.task(task_id),
+        }
+    )
+
+
+@blueprint.get("/tasks/")
+async def get_tasks() -> Response:
+    """A page of the tasks, in the order they were made."""
+    context = current_context()
+    page = page_number(request.args.get("page"))
+    per_page = context.api.pagination_per_page
+    total = await context.storage.count_tasks()
+    _check_page(page, total, per_page)
+    tasks = await context.storage.list_tasks(start=(page - 1) * per_page, limit=per_page)
+    links = request_links(context)
+    urls = [links.tasks(page - 1), links.tasks(page + 1)]
+    return json_answer(task_page(tasks, links, total=total, page=page, per_page=per_page, urls=urls))
+
+
+@blueprint.get("/search/")
+async def search_tasks() -> Response:
+    """A page of the tasks with a word that begins with each word of `query`."""
+    context = current_context()
+    query = _query()
+    page = page_number(request.args.get("page"))
+    per_page = context.api.pagination_per_page
+    tasks, total = await context.storage.search_tasks(query, start=(page - 1) * per_page, limit=per_page)
+    _check_page(page, total, per_page)
+    links = request_links(context)
+    urls = [links.search(query, page - 1), links.search(query, page + 1)]
+    return json_answer(task_page(tasks, links, total=total, page=page, per_page=per_page, urls=urls))
+
+
+@blueprint.get("/tasks/<task_id>/")
+async def get_task(task_id: str) -> Response:
+    """A task with its jobs, most recently modified first."""
+    context = current_context()
+    await find_task(context, task_id)
+    page = await context.storage.list_jobs(task_id, cursor=request.args.get("cursor") or None, limit=_JOBS)
+    links = request_links(context)
+    jobs = [
+        {"id": job.id, "createdAt": iso_time(job.created_at), "url": links.job(task_id, job.id)} for job in page.items
+    ]
+    next_url = links.task(task_id, page.cursor) if page.cursor else None
+    return json_answer({"taskId": task_id, "jobs": jobs, "nextUrl": next_url})
+
+
+def _check_page(page: int, total: int, per_page: int) -> None:
+    last = max(1, -(-total // per_page))
+    if page > last:
+        raise NotFound(f"there is no page {page}: the last one is {last}")
+
+
+def _query() -> str:
+    query = request.args.get("query", "").strip()
+    if not query:
+        raise InvalidInput("query", "is missing: expected words that the task's id has")
+    if len(query) > _MAX_QUERY or not query.isprintable():
+        raise InvalidInput("query", f"expected at most {_MAX_QUERY} printable characters")
+    return query
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and _KEY.fullmatch(key) is None:
+        raise InvalidInput("Idempotency-Key", "expected 1 to 255 printable ASCII characters without spaces")
+    return key
+
+
+def _client_address() -> str | None:
+    """Where the request came from, as a proxy tells it, else as seen here; for the record, nothing is decided by it."""
+    named = (request.headers.get("X-Real-Ip", ""), request.headers.get("X-Forwarded-For", "").partition(",")[0])
+    for text in (*named, request.remote_addr or ""):
+        try:
+            return str(ipaddress.ip_address(text.strip()))
+        except ValueError:
+            continue
+    return None

@@ -1,0 +1,66 @@
+"""Why an execution has not started yet: from its record, else from what queue and workers tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fastlane_core.api.context import ApiContext
+from fastlane_core.api.times import iso_time
+from fastlane_core.contracts.queue import LaneStats
+from fastlane_core.engine.worker import DEAD_AFTER_SECONDS, WORKERS_SCOPE
+from fastlane_core.errors import QueueUnavailable
+from fastlane_core.models import Execution, JsonObject, Status
+
+
+async def live_workers(context: ApiContext) -> Sequence[JsonObject]:
+    """The reports of the workers that live. Raises StorageUnavailable."""
+    reports = [each.value for each in (await context.storage.list_state(WORKERS_SCOPE)).values()]
+    oldest = context.clock() - DEAD_AFTER_SECONDS
+    return [report for report in reports if isinstance(at := report.get("at"), int | float) and at >= oldest]
+
+
+class WaitingReasons:
+    """Answers for one request: asks queue and workers at most once, and only when it must."""
+
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._workers: Sequence[JsonObject] | None = None
+        self._lanes: Mapping[str, LaneStats] | None = None
+
+    async def of(self, execution: Execution) -> str | None:
+        """What the execution waits for; None once it runs or has ended. Raises StorageUnavailable."""
+        if execution.status.is_final or execution.status is Status.RUNNING:
+            return execution.waiting_for if not execution.status.is_final else None
+        if execution.waiting_for is not None or execution.status is not Status.ENQUEUED:
+            return execution.waiting_for
+        if execution.due_at > self._context.clock():
+            return f"its time to start, {iso_time(execution.due_at)} UTC"
+        return await self._for_lane(execution.lane)
+
+    async def _for_lane(self, name: str) -> str:
+        lane = self._context.routing.lane(name)
+        if lane is None:
+            return f"the lane {name}, which no enabled runner offers any more; it will be routed anew"
+        if self._workers is None:
+            self._workers = await live_workers(self._context)
+        served = [each for each in (_lane_of(report, name) for report in self._workers) if each is not None]
+        if not served:
+            return f"a worker that serves the lane {name}: none is running"
+        if not any(report.get("places") for report in served):
+            reasons = sorted({str(report.get("reason")) for report in served if report.get("reason")})
+            return f"a place in the lane {name} that can take it: {'; '.join(reasons) or 'none is available'}"
+        if self._lanes is None:
+            try:
+                self._lanes = await self._context.queue.stats()
+            except QueueUnavailable as error:
+                return f"the queue, which is out of reach: {error}"
+        stats = self._lanes.get(name, LaneStats())
+        if stats.leased >= lane.capacity:
+            return f"a free slot in the lane {name}: {stats.leased} of {lane.capacity} are taken"
+        return f"its turn in the lane {name}: {stats.leased} of {lane.capacity} slots are taken"
+
+
+def _lane_of(report: JsonObject, name: str) -> JsonObject | None:
+    lanes = report.get("lanes")
+    lane = lanes.get(name) if isinstance(lanes, Mapping) else None
+    return lane if isinstance(lane, Mapping) else None
