@@ -26,42 +26,9 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 #: Shortest word that is looked for inside other words: shorter ones are part of too many innocent ones.
 _LONG = 5
 #: First halves of names like `apikey`, which nothing divides.
-_FIRST_HALVES = tuple(
-    [
-        "access",
-        "account",
-        "admin",
-        "aes",
-        "api",
-        "app",
-        "auth",
-        "aws",
-        "db",
-        "deploy",
-        "encryption",
-        "gpg",
-        "hmac",
-        "host",
-        "jwt",
-        "license",
-        "master",
-        "pg",
-        "pgp",
-        "private",
-        "public",
-        "rsa",
-        "secret",
-        "service",
-        "session",
-        "shared",
-        "sign",
-        "signing",
-        "ssh",
-        "ssl",
-        "storage",
-        "tls",
-        "user",
-    ]
+_FIRST_HALVES = (
+    "access|account|admin|aes|api|app|auth|aws|db|deploy|encryption|gpg|hmac|host|jwt|license|master|pg|pgp|private|"
+    "public|rsa|secret|service|session|shared|sign|signing|ssh|ssl|storage|tls|user"
 )
 #: Deeper than any honest data; what is below is not looked at but replaced.
 _DEEPEST = 64
@@ -123,8 +90,8 @@ def _names(word: tuple[str, ...], parts: Sequence[str], joined: str) -> bool:
         *firsts, last = parts[start : start + len(word)]
         if firsts == list(word[:-1]) and last in (word[-1], word[-1] + "s"):
             return True
-    endings = (whole, whole + "s")
-    return any(part in (first + ending for first in _FIRST_HALVES for ending in endings) for part in parts)
+    undivided = re.compile(rf"(?:{_FIRST_HALVES}){re.escape(whole)}s?")
+    return any(undivided.fullmatch(part) for part in parts)
 
 
 def _parts(key: str) -> list[str]:
