@@ -6,13 +6,19 @@ from collections.abc import Iterable
 
 from quart import Blueprint, Quart
 
-from fastlane_core.api import executions, follow, jobs, pages, status, tasks, websocket
 from fastlane_core.api.answers import answer_errors
 from fastlane_core.api.bodies import BoundedRequest
 from fastlane_core.api.context import EXTENSION, ApiContext
+from fastlane_core.api.executions import blueprint as executions
+from fastlane_core.api.follow import blueprint as follow
+from fastlane_core.api.jobs import blueprint as jobs
 from fastlane_core.api.live import FOLLOWERS, Followers
+from fastlane_core.api.pages import blueprint as pages
 from fastlane_core.api.payload import PAYLOAD_SCHEMA, PayloadSchema
 from fastlane_core.api.security import guard
+from fastlane_core.api.status import blueprint as status
+from fastlane_core.api.tasks import blueprint as tasks
+from fastlane_core.api.websocket import blueprint as websocket
 
 
 def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Quart:
@@ -35,8 +41,6 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     app.extensions[FOLLOWERS] = Followers(context.limits.followers)
     answer_errors(app)
     guard(app, context)
-    for module in (tasks, jobs, executions, follow, pages, status, websocket):
-        app.register_blueprint(module.blueprint)
-    for blueprint in blueprints:
+    for blueprint in (tasks, jobs, executions, follow, pages, status, websocket, *blueprints):
         app.register_blueprint(blueprint)
     return app
