@@ -1,0 +1,79 @@
+"""Servers as fixtures, shared by all test folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import pytest
+import requests
+from docker.errors import DockerException
+
+from tests.services.docker_engine import DockerEngine
+from tests.services.images import add_busybox, add_hello_world, add_ubuntu, can_make_ubuntu
+from tests.services.requirement import missing
+
+
+@dataclass(frozen=True)
+class SharedEngine:
+    """An engine with busybox on it, for every test that does not harm it."""
+
+    #: As in DOCKER_HOST.
+    url: str
+
+
+@pytest.fixture(scope="session")
+def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedEngine]:
+    """The engine that DOCKER_HOST names, else this machine's own, else one started for the test run."""
+    given = os.environ.get("DOCKER_HOST")
+    for url in filter(None, [given, "unix:///var/run/docker.sock"]):
+        if _answers(url):
+            add_busybox(url)
+            yield SharedEngine(url)
+            return
+        if url == given:
+            missing("Docker", f"the engine that DOCKER_HOST names does not answer: {given}")
+    with started_engine(tmp_path_factory.mktemp("engine")) as engine:
+        yield SharedEngine(engine.url)
+
+
+@pytest.fixture
+def own_docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
+    """An engine of the test's own, to be killed and started as it likes."""
+    with started_engine(tmp_path_factory.mktemp("own-engine")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def walk_images(docker_engine: SharedEngine) -> SharedEngine:
+    """The shared engine, with the images of the getting-started walk."""
+    if not can_make_ubuntu():
+        missing("the image ubuntu", "debootstrap is not installed, or this is not root")
+    add_hello_world(docker_engine.url)
+    add_ubuntu(docker_engine.url)
+    return docker_engine
+
+
+def started_engine(folder: Path) -> DockerEngine:
+    """A new engine with busybox, to be used as a context."""
+    if why := DockerEngine.unavailable():
+        missing("Docker", f"no engine is given (DOCKER_HOST) or running, and {why}")
+    return _EngineWithBusybox(folder)
+
+
+class _EngineWithBusybox(DockerEngine):
+    def __enter__(self) -> DockerEngine:
+        super().__enter__()
+        add_busybox(self.url)
+        return self
+
+
+def _answers(url: str) -> bool:
+    try:
+        docker.APIClient(base_url=url, version="auto", timeout=5).close()
+    except (DockerException, requests.RequestException):
+        return False
+    return True
