@@ -63,6 +63,9 @@ def command(
     except FastlaneError as error:
         _say(str(error))
         code = _NOT_THE_COMMAND
+    except KeyboardInterrupt:
+        _say("interrupted while submitting: the job may have been accepted, and may run")
+        code = _INTERRUPTED
     sys.exit(code)
 
 
