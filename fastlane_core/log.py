@@ -3,8 +3,8 @@
 Standard output belongs to what commands print: results, settings, the output of a job.
 
 Fastlane's own lines come from `structlog.get_logger(__name__)`; those of libraries, which use the standard `logging`,
-and Python's warnings take the same way. Whatever is bound with `structlog.contextvars` (task, job, execution) is on each line. Values
-under keys that name a secret, and passwords in URLs, are replaced before a line is written.
+and Python's warnings take the same way. Whatever is bound with `structlog.contextvars` (task, job, execution) is on
+each line. Values under keys that name a secret, and passwords in URLs, are replaced before a line is written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -43,9 +43,9 @@ def configure_logging(
 ) -> None:
     """Set up logging for this process; may be called again to change it.
 
-    `verbosity` counts `-v`: 0 shows what Fastlane does and warnings of libraries, 1 also what libraries do, 2 Fastlane's
-    debug lines, 3 everybody's; more is 3. `secret_words` name secrets among keys (see `fastlane_core.redaction`).
-    `stream` is stderr unless another is given.
+    `verbosity` counts `-v`: 0 shows what Fastlane does and warnings of libraries, 1 also what libraries do, 2 also
+    Fastlane's debug lines, 3 everybody's; more is 3. `secret_words` name secrets among keys (see
+    `fastlane_core.redaction`). `stream` is stderr unless another is given.
     """
     stream = stream or sys.stderr
     as_text = log_format == "text" or (log_format == "auto" and stream.isatty())
@@ -101,10 +101,11 @@ class _Redaction:
 
     def __call__(self, logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
         del logger, method
-        redacted = redact({key: value for key, value in event_dict.items() if key not in _FINE}, self._words)
-        assert isinstance(redacted, dict)
-        fine = {key: event_dict[key] for key in _FINE if key in event_dict}
-        return {key: _without_passwords(value) for key, value in (fine | redacted).items()}
+        # The words of a line are under "event", its origin under "logger": a configured word must not hide these.
+        kept = {key: value for key, value in event_dict.items() if key in _FINE}
+        others = {key: value for key, value in event_dict.items() if key not in _FINE}
+        redacted = cast("dict[str, object]", redact(others, self._words))
+        return {key: _without_passwords(value) for key, value in (kept | redacted).items()}
 
 
 def _without_passwords(value: object) -> object:

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import click
 
@@ -55,15 +55,15 @@ def verbosity() -> int:
     return int(count)
 
 
-def common_options(command: Callable[Concatenate[Path | None, P], R]) -> Callable[Concatenate[Path | None, P], R]:
+def common_options(command: Callable[..., R]) -> Callable[..., R]:
     """`-c` and `-v`: the command gets `config`, a path or None; logging is set up before it runs."""
 
     @config_option
     @verbosity_option
     @functools.wraps(command)
-    def with_logging(config: Path | None, *args: P.args, **kwargs: P.kwargs) -> R:
+    def with_logging(config: Path | None, **others: object) -> R:
         start_logging(config)
-        return command(config, *args, **kwargs)
+        return command(config=config, **others)
 
     return with_logging
 
