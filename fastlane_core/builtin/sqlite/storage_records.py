@@ -1,0 +1,152 @@
+"""Writing tasks, jobs and executions, each inside the transaction that the caller has begun."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fastlane_core.builtin.sqlite.task_search import index_task
+from fastlane_core.contracts.records import decode_execution, decode_job, encode_execution, encode_job
+from fastlane_core.contracts.storage import Submission, Submitted
+from fastlane_core.errors import NotFound, RevisionConflict
+from fastlane_core.models import Execution, Job
+
+TOUCH_TASK = """
+    INSERT INTO tasks (id, created_at, modified_at, jobs) VALUES (?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET
+        modified_at = max(modified_at, excluded.modified_at), jobs = jobs + excluded.jobs
+    RETURNING number, jobs
+"""
+FIND_KEY = """
+    SELECT jobs.record, idempotency_keys.execution
+    FROM tasks CROSS JOIN idempotency_keys ON idempotency_keys.task = tasks.number
+    CROSS JOIN jobs ON jobs.number = idempotency_keys.job
+    WHERE tasks.id = ? AND idempotency_keys.key = ?
+"""
+INSERT_KEY = "INSERT INTO idempotency_keys VALUES (?, ?, ?, ?)"
+INSERT_JOB = """
+    INSERT INTO jobs (task, id, modified_at, revision, record) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT DO NOTHING
+"""
+FIND_JOB = """
+    SELECT jobs.number, jobs.record, jobs.executions FROM tasks CROSS JOIN jobs ON jobs.task = tasks.number
+    WHERE tasks.id = ? AND jobs.id = ?
+"""
+UPDATE_JOB = """
+    UPDATE jobs SET modified_at = ?, revision = revision + 1, record = ?
+    WHERE id = ? AND task = (SELECT number FROM tasks WHERE id = ?) AND revision = ?
+    RETURNING number
+"""
+INSERT_EXECUTION = """
+    INSERT INTO executions (id, job, created_at, revision, unfinished, owes_at, removable_at, record)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+"""
+UPDATE_EXECUTION = """
+    UPDATE executions SET revision = revision + 1, unfinished = ?, owes_at = ?, removable_at = ?, record = ?
+    WHERE id = ? AND revision = ?
+"""
+GET_EXECUTION = "SELECT record FROM executions WHERE id = ?"
+
+
+def submit(connection: sqlite3.Connection, submissions: Sequence[Submission]) -> Sequence[Submitted]:
+    """Store all submissions. Raises RevisionConflict."""
+    return [_submit_one(connection, submission.job, submission.execution) for submission in submissions]
+
+
+def update_job(connection: sqlite3.Connection, job: Job) -> Job:
+    """Replace the stored job of that revision. Raises RevisionConflict."""
+    return _update_job(connection, job)[1]
+
+
+def add_executions(connection: sqlite3.Connection, executions: Sequence[Execution]) -> None:
+    """Store those that are not stored. Raises NotFound where the job is not."""
+    for execution in executions:
+        row = connection.execute(FIND_JOB, (execution.task_id, execution.job_id)).fetchone()
+        if row is None:
+            raise NotFound(f"the job {execution.job_id} of the task {execution.task_id} is not stored")
+        _insert_execution(connection, execution, int(row[0]))
+
+
+def update_execution(connection: sqlite3.Connection, execution: Execution) -> Execution:
+    """Replace the stored execution of that revision. Raises RevisionConflict."""
+    stored = replace(execution, revision=execution.revision + 1)
+    found = connection.execute(
+        UPDATE_EXECUTION, (*_indexed(stored), encode_execution(stored), execution.id, execution.revision)
+    )
+    if not found.rowcount:
+        raise RevisionConflict(f"the execution {execution.id} is not stored with revision {execution.revision}")
+    return stored
+
+
+def find_execution(connection: sqlite3.Connection, execution_id: str) -> Execution | None:
+    """The execution, or None."""
+    row = connection.execute(GET_EXECUTION, (execution_id,)).fetchone()
+    return None if row is None else decode_execution(row[0])
+
+
+def _submit_one(connection: sqlite3.Connection, job: Job, execution: Execution | None) -> Submitted:
+    if job.idempotency_key is not None:
+        earlier = connection.execute(FIND_KEY, (job.task_id, job.idempotency_key)).fetchone()
+        if earlier is not None:
+            record, execution_id = earlier
+            return Submitted(
+                job=decode_job(record),
+                execution=None if execution_id is None else find_execution(connection, execution_id),
+                repeated=True,
+            )
+    if job.revision:
+        number, stored = _update_job(connection, job)
+        task = _touch_task(connection, job, new_jobs=0)
+    else:
+        task = _touch_task(connection, job, new_jobs=1)
+        number, stored = _insert_job(connection, job, task)
+    if execution is not None:
+        execution = _insert_execution(connection, execution, number)
+    if job.idempotency_key is not None:
+        connection.execute(INSERT_KEY, (task, job.idempotency_key, number, execution.id if execution else None))
+    return Submitted(job=stored, execution=execution)
+
+
+def _touch_task(connection: sqlite3.Connection, job: Job, *, new_jobs: int) -> int:
+    rows = connection.execute(TOUCH_TASK, (job.task_id, job.created_at, job.modified_at, new_jobs)).fetchall()
+    number, jobs = rows[0]
+    if new_jobs and jobs == new_jobs:
+        index_task(connection, number, job.task_id)
+    return int(number)
+
+
+def _insert_job(connection: sqlite3.Connection, job: Job, task: int) -> tuple[int, Job]:
+    stored = replace(job, revision=1)
+    inserted = connection.execute(INSERT_JOB, (task, job.id, job.modified_at, stored.revision, encode_job(stored)))
+    if not inserted.rowcount or inserted.lastrowid is None:
+        raise RevisionConflict(f"the job {job.id} of the task {job.task_id} is stored already")
+    return inserted.lastrowid, stored
+
+
+def _update_job(connection: sqlite3.Connection, job: Job) -> tuple[int, Job]:
+    stored = replace(job, revision=job.revision + 1)
+    found = connection.execute(
+        UPDATE_JOB, (job.modified_at, encode_job(stored), job.id, job.task_id, job.revision)
+    ).fetchall()
+    if not found:
+        raise RevisionConflict(f"the job {job.id} of the task {job.task_id} is not stored with revision {job.revision}")
+    return int(found[0][0]), stored
+
+
+def _insert_execution(connection: sqlite3.Connection, execution: Execution, job: int) -> Execution | None:
+    stored = replace(execution, revision=1)
+    inserted = connection.execute(
+        INSERT_EXECUTION,
+        (execution.id, job, execution.created_at, stored.revision, *_indexed(stored), encode_execution(stored)),
+    )
+    return stored if inserted.rowcount else find_execution(connection, execution.id)
+
+
+def _indexed(execution: Execution) -> tuple[int | None, float | None, float | None]:
+    """Whether it is unfinished, when it owes something, and since when it may be removed."""
+    if not execution.status.is_final:
+        return 1, execution.owes_at, None
+    if execution.owes_at is not None:
+        return None, execution.owes_at, None
+    return None, None, execution.updated_at if execution.finished_at is None else execution.finished_at
