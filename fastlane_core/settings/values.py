@@ -206,7 +206,8 @@ def _kinds(annotation: object) -> frozenset[_Kind]:
         return frozenset[_Kind]().union(*(_kinds(type(member)) for member in get_args(annotation)))
     if isinstance(annotation, TypeAliasType):
         return _kinds(annotation.__value__)
-    if annotation is Any or annotation is object:
+    # A type given by name only refers to itself, as that of JSON does.
+    if annotation is Any or annotation is object or isinstance(annotation, str):
         return frozenset({"text", "container"})
     kind = origin if origin is not None else annotation
     return frozenset({_kind_of_class(kind)}) if isinstance(kind, type) else frozenset({"text"})
