@@ -34,7 +34,7 @@ class DockerEngine:
         """`folder` is new and its own; `arguments` are passed on to the daemon."""
         self._folder = folder
         self._arguments = arguments
-        self.port = port or _free_port()
+        self.port = port or free_port()
         #: As jobs' engines are named in the settings.
         self.url = f"tcp://127.0.0.1:{self.port}"
         self.socket_url = f"unix://{folder}/docker.sock"
@@ -126,12 +126,9 @@ class DockerEngine:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
-            try:
-                docker.APIClient(base_url=self.socket_url, version="auto", timeout=5).close()
-            except (DockerException, requests.RequestException):
-                time.sleep(0.05)
-            else:
+            if answers(self.socket_url):
                 return
+            time.sleep(0.05)
         log = (self._folder / "dockerd.log").read_text(errors="replace")[-3000:]
         self.close()
         raise RuntimeError(f"dockerd did not start:\n{log}")
@@ -165,7 +162,27 @@ class DockerEngine:
         return [point for point in reversed(points) if point.startswith(f"{self._folder}/")]
 
 
-def _free_port() -> int:
+def answers(url: str) -> bool:
+    """Whether an engine answers at `tcp://name:port` or `unix:///path`."""
+    scheme, _, where = url.partition("://")
+    family, address = (socket.AF_UNIX, where) if scheme == "unix" else (socket.AF_INET, _pair(where))
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as connection:
+            connection.settimeout(5)
+            connection.connect(address)
+            connection.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            return b" 200 " in connection.recv(64)
+    except OSError:
+        return False
+
+
+def _pair(where: str) -> tuple[str, int]:
+    name, _, port = where.partition(":")
+    return name, int(port or 2375)
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

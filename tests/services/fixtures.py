@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import docker
 import pytest
-import requests
-from docker.errors import DockerException
 
-from tests.services.docker_engine import DockerEngine
+from tests.services.docker_engine import DockerEngine, answers
 from tests.services.images import add_busybox, add_hello_world, add_ubuntu, can_make_ubuntu
+from tests.services.registry import Registry
 from tests.services.requirement import missing
 
 
@@ -30,7 +28,7 @@ def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedEn
     """The engine that DOCKER_HOST names, else this machine's own, else one started for the test run."""
     given = os.environ.get("DOCKER_HOST")
     for url in filter(None, [given, "unix:///var/run/docker.sock"]):
-        if _answers(url):
+        if answers(url):
             add_busybox(url)
             yield SharedEngine(url)
             return
@@ -57,6 +55,15 @@ def walk_images(docker_engine: SharedEngine) -> SharedEngine:
     return docker_engine
 
 
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """An empty image registry."""
+    if why := Registry.unavailable():
+        missing("a registry", why)
+    with Registry(tmp_path_factory.mktemp("registry")) as started:
+        yield started
+
+
 def started_engine(folder: Path) -> DockerEngine:
     """A new engine with busybox, to be used as a context."""
     if why := DockerEngine.unavailable():
@@ -69,11 +76,3 @@ class _EngineWithBusybox(DockerEngine):
         super().__enter__()
         add_busybox(self.url)
         return self
-
-
-def _answers(url: str) -> bool:
-    try:
-        docker.APIClient(base_url=url, version="auto", timeout=5).close()
-    except (DockerException, requests.RequestException):
-        return False
-    return True

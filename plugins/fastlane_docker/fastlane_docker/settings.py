@@ -1,0 +1,97 @@
+"""The settings of the Docker farm."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from fastlane_docker.addresses import parse_address
+
+
+class FarmSettings(BaseModel):
+    """One farm: which tasks it takes, and on which hosts they run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: str = ""
+    hosts: list[str] = Field(min_length=1)
+    maxRunning: int = Field(default=10, ge=1, le=100_000)  # noqa: N815 - the key as operators know it
+    name: str = ""
+
+    @field_validator("match")
+    @classmethod
+    def _is_a_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from error
+        return value
+
+    @field_validator("hosts")
+    @classmethod
+    def _are_addresses(cls, value: list[str]) -> list[str]:
+        keys = [parse_address(host).key for host in value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{0,64}", value):
+            raise ValueError(f"{value!r}: expected letters, digits, _ . and -, at most 64")
+        return value
+
+
+def _farms(value: object) -> object:
+    """A list, one object, or either as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"expected a list of farms, or JSON text of one: {error}") from error
+    return [value] if isinstance(value, dict) else value
+
+
+class DockerSettings(BaseModel):
+    """Keys of the Docker farm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    docker_hosts: Annotated[list[FarmSettings], BeforeValidator(_farms)] = Field(
+        default=[FarmSettings(hosts=["unix:///var/run/docker.sock"], maxRunning=4)],
+        min_length=1,
+        description='Farms: a list of {"match": "regex", "hosts": ["name:port"], "maxRunning": n, "name": "x"}, or '
+        "JSON text of it. A task goes to the first farm whose regular expression matches the start of its id; an "
+        "empty one matches all. Hosts are name, name:port (2375 where there is none), tcp://name:port or unix:///path.",
+    )
+    docker_timeout_seconds: float = Field(
+        default=60.0, gt=0, le=3600, description="Longest wait for an answer of a Docker engine, in seconds."
+    )
+    docker_pull_timeout_seconds: float = Field(
+        default=900.0, gt=0, description="Longest time that pulling an image may take, in seconds."
+    )
+    docker_ping_seconds: float = Field(
+        default=5.0,
+        ge=0.2,
+        le=300,
+        description="Time between two looks whether each Docker engine answers, in seconds.",
+    )
+    docker_pids_limit: int = Field(
+        default=4096, ge=1, description="Processes and threads that one container may have at a time."
+    )
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> DockerSettings:
+        names = [lane_name(number, farm) for number, farm in enumerate(self.docker_hosts)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"DOCKER_HOSTS names two farms alike: {', '.join(twice)}")
+        return self
+
+
+def lane_name(number: int, farm: FarmSettings) -> str:
+    """The lane of a farm: `docker:<its name>`, or its place in the list where it has none."""
+    return f"docker:{farm.name or number}"
