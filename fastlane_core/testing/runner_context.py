@@ -1,0 +1,43 @@
+"""What a runner is built with, made by hand for tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import cast
+
+from pydantic import BaseModel
+
+from fastlane_core.contracts.storage import Storage
+from fastlane_core.hookspecs import RunnerContext, Section
+
+
+class GivenSettings:
+    """Settings that consist of these sections; one that was not given has its defaults."""
+
+    def __init__(self, *sections: BaseModel) -> None:
+        self._sections = sections
+
+    def section(self, model: type[Section]) -> Section:
+        """The section given for this model."""
+        for section in self._sections:
+            if isinstance(section, model):
+                return section
+        return model()
+
+
+def runner_context(
+    *sections: BaseModel,
+    deployment_id: str,
+    api_bind: str | None = None,
+    clock: Callable[[], float] = time.time,
+    storage: Storage | None = None,
+) -> RunnerContext:
+    """A context with these settings. Leave `storage` out for a runner that keeps nothing there."""
+    return RunnerContext(
+        settings=GivenSettings(*sections),
+        deployment_id=deployment_id,
+        api_bind=api_bind,
+        clock=clock,
+        storage=storage if storage is not None else cast(Storage, None),
+    )
