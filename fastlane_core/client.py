@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -90,15 +90,10 @@ class FastlaneClient:
 
     def __init__(self, url: str, *, timeout: float = 10.0) -> None:
         """`url` is where the API listens; `timeout` is in seconds, per request. Raises ClientError for a bad URL."""
-        try:
-            base = httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise ClientError(f"{url!r} is no URL: {error}") from None
-        if base.scheme not in ("http", "https") or not base.host:
-            raise ClientError(f"{url!r} is no URL of a server: expected http://host:port")
+        host = _server_host(url)
         self.url = url.rstrip("/")
         # Proxies from the environment are for the world outside, which a loopback address is not part of.
-        self._http = httpx.Client(timeout=timeout, trust_env=not _is_loopback(base.host))
+        self._http = httpx.Client(timeout=timeout, trust_env=not _is_loopback(host))
 
     def __enter__(self) -> FastlaneClient:
         return self
@@ -283,6 +278,16 @@ def _object(text: str) -> JsonObject:
     if not isinstance(document, dict):
         raise UnexpectedAnswer(f"expected a JSON object, got {text[:200]!r}: is this a Fastlane?")
     return document
+
+
+def _server_host(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts.hostname
+    except ValueError:
+        pass
+    raise ClientError(f"{url!r} is no URL of a server: expected one like http://127.0.0.1:10000")
 
 
 def _path(*parts: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import unicodedata
-from collections.abc import Iterator
-from typing import cast
+import re
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
 
 from quart import Request, request
 from quart.wrappers.request import Body
@@ -21,6 +21,9 @@ _DRAINED = 64 * 1024 * 1024
 #: Larger bodies are parsed in a thread: a megabyte of JSON takes long enough for others to notice.
 _PARSED_IN_PLACE = 64 * 1024
 _DEEPEST = 64
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+
+Parsed = TypeVar("Parsed")
 
 
 class BoundedBody(Body):
@@ -56,12 +59,15 @@ class BoundedRequest(Request):
     body_class = BoundedBody
 
 
-async def json_object() -> tuple[dict[str, Json], bytes]:
-    """The JSON object in the current request's body, and the body. Raises InvalidInput, RequestEntityTooLarge."""
+async def parsed_body(parse: Callable[[bytes], Parsed]) -> tuple[Parsed, bytes]:
+    """What `parse` makes of the current request's body, and the body.
+
+    Raises RequestEntityTooLarge, and what `parse` raises.
+    """
     body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
     if len(body) > _PARSED_IN_PLACE:
-        return await asyncio.to_thread(parse_json_object, body), body
-    return parse_json_object(body), body
+        return await asyncio.to_thread(parse, body), body
+    return parse(body), body
 
 
 def parse_json_object(body: bytes) -> dict[str, Json]:
@@ -86,13 +92,7 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
         raise InvalidInput("", f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise InvalidInput("", f"the body is {kind_of(document)}: expected a JSON object")
-    for path, value in _walk(document):
-        if len(path) > _DEEPEST:
-            raise InvalidInput(_dotted(path[:3]), f"nested deeper than {_DEEPEST} levels")
-        if path:
-            _check_text(path[:-1], path[-1], "has a key with")
-        if isinstance(value, str):
-            _check_text(path, value, "contains")
+    _check_contents(document)
     return cast("dict[str, Json]", document)
 
 
@@ -109,29 +109,34 @@ def kind_of(value: object) -> str:
     return "an object" if isinstance(value, dict) else "a list"
 
 
-def _walk(document: object) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Every value in the document, with its path."""
-    rest: list[tuple[tuple[str, ...], object]] = [((), document)]
-    while rest:
-        path, value = rest.pop()
-        yield path, value
-        if len(path) > _DEEPEST:
-            continue
-        if isinstance(value, dict):
-            rest.extend(((*path, key), each) for key, each in value.items())
-        elif isinstance(value, list):
-            rest.extend(((*path, str(number)), each) for number, each in enumerate(value))
+def _check_contents(document: dict[str, object]) -> None:
+    """Look through all of it, holding no more than one iterator per level."""
+    levels: list[tuple[tuple[str, ...], Iterator[tuple[object, object]]]] = [((), _items(document))]
+    while levels:
+        path, rest = levels[-1]
+        for key, value in rest:
+            if isinstance(key, str) and (problem := _problem(key)):
+                raise InvalidInput(_dotted(path), f"has a key with {problem}")
+            if isinstance(value, str) and (problem := _problem(value)):
+                raise InvalidInput(_dotted((*path, str(key))), f"contains {problem}")
+            if isinstance(value, dict | list):
+                if len(levels) == _DEEPEST:
+                    raise InvalidInput(_dotted(path[:3]), f"nested deeper than {_DEEPEST} levels")
+                levels.append(((*path, str(key)), _items(value)))
+                break
+        else:
+            levels.pop()
 
 
-def _check_text(path: tuple[str, ...], text: str, how: str) -> None:
-    if text.isascii():
-        if "\0" not in text:
-            return
-        raise InvalidInput(_dotted(path), f"{how} a NUL character")
-    if "\0" in text:
-        raise InvalidInput(_dotted(path), f"{how} a NUL character")
-    if any(unicodedata.category(character) == "Cs" for character in text):
-        raise InvalidInput(_dotted(path), f"{how} half a surrogate pair, which is no character")
+def _items(value: object) -> Iterator[tuple[object, object]]:
+    return iter(value.items()) if isinstance(value, dict) else iter(enumerate(cast("list[object]", value)))
+
+
+def _problem(text: str) -> str | None:
+    found = _UNUSABLE.search(text)
+    if found is None:
+        return None
+    return "a NUL character" if found[0] == "\0" else "half a surrogate pair, which is no character"
 
 
 def _dotted(path: tuple[str, ...]) -> str:

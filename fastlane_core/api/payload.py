@@ -13,7 +13,7 @@ from typing import cast
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
 from quart import current_app
 
-from fastlane_core.api.bodies import kind_of
+from fastlane_core.api.bodies import kind_of, parse_json_object
 from fastlane_core.errors import InvalidInput, SettingsError
 from fastlane_core.models import Json, JsonObject, RunSpec
 
@@ -99,9 +99,13 @@ class PayloadSchema:
         extra = {name: (model | None, None) for name, model in (self._options | self._notifications).items()}
         self.model = cast("type[JobPayload]", create_model("Job", __base__=JobPayload, **extra))  # type: ignore[call-overload]
 
+    def parse(self, body: bytes) -> CheckedPayload:
+        """The payload in a request's body. Raises InvalidInput, which names the field and what was expected."""
+        return self.check(parse_json_object(body))
+
     def check(self, document: Mapping[str, Json]) -> CheckedPayload:
-        """The payload in a parsed body. Raises InvalidInput, which names the field and what was expected."""
-        wanted = self._without_nothings(document)
+        """The payload in a parsed body. Raises InvalidInput."""
+        wanted = self._known_fields(document)
         try:
             payload = self.model.model_validate(wanted)
         except ValidationError as error:
@@ -120,15 +124,15 @@ class PayloadSchema:
             notifications=self._plugin_fields(payload, self._notifications),
         )
 
-    def _without_nothings(self, document: Mapping[str, Json]) -> dict[str, Json]:
-        """The document without fields that say nothing. Raises InvalidInput for those of a later version."""
+    def _known_fields(self, document: Mapping[str, Json]) -> dict[str, Json]:
+        """The document without fields that say nothing. Raises InvalidInput for those that nobody here knows."""
         kept: dict[str, Json] = {}
         for name, value in document.items():
             if name in self.model.model_fields:
                 if value is not None or self.model.model_fields[name].is_required():
                     kept[name] = value
             elif name not in _NOT_YET:
-                kept[name] = value
+                raise InvalidInput(_shortened(name), _unknown(name, list(self.model.model_fields)))
             elif not (value is None or (name in _EMPTY_IS_NOTHING and _is_empty(value))):
                 raise InvalidInput(name, "this version of Fastlane does not have it yet")
         return kept
@@ -144,11 +148,8 @@ class PayloadSchema:
         return fields
 
     def _refusal(self, error: ValidationError) -> InvalidInput:
-        # An unknown field first: a misspelt one explains why another is missing.
-        first = min(
-            error.errors(include_url=False, include_context=False), key=lambda each: each["type"] != "extra_forbidden"
-        )
-        path = tuple(str(part)[:100] for part in first["loc"])
+        first = error.errors(include_url=False, include_context=False)[0]
+        path = tuple(_shortened(str(part)) for part in first["loc"])
         top = path[0]
         if first["type"] == "extra_forbidden":
             model = self._model_at(path[:-1])
@@ -200,7 +201,9 @@ def _checked_command(command: str | list[str]) -> str:
 def _checked_envs(envs: Mapping[str, str | bool | int | float]) -> dict[str, str]:
     for name in envs:
         if not name or "=" in name:
-            raise InvalidInput(f"envs.{name}", "the name of a variable must not be empty and not contain '='")
+            raise InvalidInput(
+                f"envs.{_shortened(name)}", "the name of a variable must not be empty and not contain '='"
+            )
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in envs.items()}
     if sum(len(name.encode()) + len(value.encode()) for name, value in texts.items()) > _MAX_ENVS_BYTES:
         raise InvalidInput("envs", f"takes more than {_MAX_ENVS_BYTES} bytes")
@@ -227,6 +230,10 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     if close:
         return f"there is no such field; did you mean {by_lower[close[0]]!r}?"
     return f"there is no such field; known are {', '.join(known)}"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 100 else f"{name[:40]}…"
 
 
 def _instead(kind: str, value: object) -> str:

@@ -9,7 +9,7 @@ import re
 from quart import Blueprint, Response, request
 
 from fastlane_core.api.answers import json_answer
-from fastlane_core.api.bodies import json_object
+from fastlane_core.api.bodies import parsed_body
 from fastlane_core.api.context import current_context
 from fastlane_core.api.links import request_links
 from fastlane_core.api.lookup import check_task_id, find_task, page_number
@@ -32,10 +32,9 @@ async def enqueue_job(task_id: str) -> Response:
     """Accept a job. It is stored when the answer leaves."""
     context = current_context()
     check_task_id(task_id)
-    document, body = await json_object()
-    payload = payload_schema().check(document)
     key = _idempotency_key()
-    digest = hashlib.sha256(body).hexdigest()
+    payload, body = await parsed_body(payload_schema().parse)
+    digest = hashlib.sha256(body).hexdigest() if key else None
     submitted = await context.submission.submit(
         JobOrder(
             task_id=task_id,
@@ -46,7 +45,7 @@ async def enqueue_job(task_id: str) -> Response:
             expiration=payload.expiration,
             notifications=payload.notifications,
             idempotency_key=key,
-            request_digest=digest if key else None,
+            request_digest=digest,
         )
     )
     job, execution = submitted.job, submitted.execution

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 from hypercorn.asyncio import serve
 from pydantic import BaseModel, ConfigDict
+from quart import Blueprint
 
 from fastlane_core.api import ApiContext, ApiLimits, create_api, server_config
 from fastlane_core.builtin.sqlite.queue import SqliteQueue
@@ -164,7 +165,11 @@ class Api:
 
 @asynccontextmanager
 async def running_api(
-    folder: Path, *, settings: ApiSettings | None = None, limits: ApiLimits | None = None, host: str = "127.0.0.1"
+    folder: Path,
+    *,
+    settings: ApiSettings | None = None,
+    limits: ApiLimits | None = None,
+    blueprints: Sequence[Blueprint] = (),
 ) -> AsyncIterator[Api]:
     """Serve the API on a free port until the context ends."""
     storage, queue = SqliteStorage(folder / "storage.db"), SqliteQueue(folder / "queue.db", clock=time.time)
@@ -185,7 +190,7 @@ async def running_api(
         api=settings or ApiSettings(),
         hard_timeout=1800.0,
         version="1.2.3",
-        host=host,
+        host="127.0.0.1",
         port=port,
         clock=time.time,
         runner_options={"docker": DockerOptions},
@@ -199,7 +204,7 @@ async def running_api(
 
     config = server_config(context)
     config.bind = [f"fd://{listener.detach()}"]
-    served = asyncio.create_task(serve(create_api(context), config, shutdown_trigger=shutdown))
+    served = asyncio.create_task(serve(create_api(context, blueprints), config, shutdown_trigger=shutdown))
     url = f"http://127.0.0.1:{port}"
     try:
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE) as http:

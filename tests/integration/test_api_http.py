@@ -6,9 +6,12 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from quart import Blueprint
+from structlog.testing import capture_logs
 
 from fastlane_core.errors import QueueUnavailable
 from fastlane_core.models import Reason, Status, Stream
@@ -210,8 +213,6 @@ async def test_what_could_not_start_tells_why_where_clients_look(api: Api) -> No
 
 async def test_executions_of_a_job_are_the_newest_twenty_and_counted_in_all(api: Api) -> None:
     first = await api.submit()
-    from dataclasses import replace
-
     later = [replace(first, id=unknown(), created_at=first.created_at + n, revision=0) for n in range(1, 25)]
     await api.storage.add_executions(later)
     job = (await api.http.get(api.job(first))).json()["job"]
@@ -515,3 +516,21 @@ async def test_browsers_may_come_from_allowed_origins_only(tmp_path: Path) -> No
             assert answer.status_code == 403
             assert "Access-Control-Allow-Origin" not in answer.headers
         assert await api.storage.count_jobs() == 0
+
+
+async def test_error_inside_is_told_by_an_id_and_nothing_else(tmp_path: Path) -> None:
+    plugin = Blueprint("plugin", __name__)
+
+    @plugin.get("/plugin/")
+    async def broken() -> str:
+        raise RuntimeError("the password is hunter2")
+
+    async with running_api(tmp_path, blueprints=[plugin]) as api:
+        with capture_logs() as logs:
+            answer = await api.http.get("/plugin")
+        body = answer.json()
+        assert (answer.status_code, body["operation"]) == (500, "broken")
+        assert "hunter2" not in answer.text
+        (line,) = [line for line in logs if line.get("error_id") == body["errorId"]]
+        assert line["log_level"] == "error"
+        assert (await api.http.get("/tasks")).status_code == 200
