@@ -47,8 +47,8 @@ def configure_logging(
     Fastlane's debug lines, 3 everybody's; more is 3. `secret_words` name secrets among keys (see
     `fastlane_core.redaction`). `stream` is stderr unless another is given.
     """
-    stream = stream or sys.stderr
-    as_text = log_format == "text" or (log_format == "auto" and stream.isatty())
+    is_terminal = (stream or sys.stderr).isatty()
+    as_text = log_format == "text" or (log_format == "auto" and is_terminal)
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -67,7 +67,7 @@ def configure_logging(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(stream) if stream else _StandardError()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=before,
@@ -77,7 +77,7 @@ def configure_logging(
                 structlog.processors.format_exc_info,
                 structlog.processors.UnicodeDecoder(),
                 _Redaction(secret_words),
-                *(_text(colors=stream.isatty()) if as_text else [structlog.processors.JSONRenderer(default=str)]),
+                *(_text(colors=is_terminal) if as_text else [structlog.processors.JSONRenderer(default=str)]),
             ],
         )
     )
@@ -91,6 +91,17 @@ def configure_logging(
     for name in _OWN:
         logging.getLogger(name).setLevel(own)
     logging.captureWarnings(True)
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr at the time, as the standard library's handler of last resort does."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 class _Redaction:

@@ -64,8 +64,7 @@ class Observer:
         if left := self._events.qsize():
             log.warning("plugin too slow, events dropped at the end", plugin=self.plugin, dropped=left)
         self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait({self._task}, timeout=timeout)
         self._task = None
 
     async def _run(self) -> None:
@@ -77,16 +76,17 @@ class Observer:
                 self._events.task_done()
 
 
-async def call_isolated(plugin: str, hook: str, call: Awaitable[None], *, timeout: float) -> BaseException | None:
+async def call_isolated(plugin: str, hook: str, call: Awaitable[None], *, timeout: float) -> Exception | None:
     """Await one call of a hook for at most `timeout` seconds; what it raises is logged, and returned."""
+    limit = asyncio.timeout(timeout)
     try:
-        async with asyncio.timeout(timeout):
+        async with limit:
             await call
-    except TimeoutError as error:
-        log.warning("hook of a plugin took too long", plugin=plugin, hook=hook, seconds=timeout)
-        return error
     except Exception as error:
-        log.warning("hook of a plugin failed", plugin=plugin, hook=hook, exc_info=True)
+        if limit.expired():
+            log.warning("hook of a plugin took too long", plugin=plugin, hook=hook, seconds=timeout)
+        else:
+            log.warning("hook of a plugin failed", plugin=plugin, hook=hook, exc_info=True)
         return error
     return None
 
