@@ -338,6 +338,16 @@ def test_what_is_no_record_is_refused(yielded: object, told: str) -> None:
     assert told in message
 
 
+def test_a_refused_plugin_leaves_its_name_free() -> None:
+    registry = PluginRegistry()
+    with pytest.raises(PluginError):
+        registry.register(plugin_with(fastlane_runners=None), info("mine"))
+
+    registry.register(plugin_with(fastlane_runners=[RunnerPlugin(name="x", create=_no_runner)]), info("mine"))
+
+    assert [each.name for each in registry.runners()] == ["x"]
+
+
 # Names
 
 

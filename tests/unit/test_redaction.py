@@ -18,6 +18,8 @@ WORDS = ("password", "key", "secret", "client_id", "token")
         "apiKey",
         "api-key",
         "ApiKeys",
+        "fooKey",
+        "HTTPKey",
         "APIKEY",
         "sshkey",
         "KEY",

@@ -166,6 +166,23 @@ def test_no_message_tells_the_value_of_a_secret(tmp_path: Path) -> None:
         assert value not in message
 
 
+def test_what_a_plugins_own_check_says_of_a_secret_is_not_told() -> None:
+    class Picky(BaseModel):
+        picky_password: str = Field(default="", description="A secret.")
+
+        @field_validator("picky_password")
+        @classmethod
+        def _long(cls, value: str) -> str:
+            raise ValueError(f"{value} is too short")
+
+    section = SettingsSection(title="Picky", model=Picky)
+    with pytest.raises(SettingsError) as raised:
+        Settings.load([section], path=None, environment={"FASTLANE_PICKY_PASSWORD": "hunter2"})
+
+    assert "PICKY_PASSWORD: the value is not accepted; got text" in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
 def test_what_a_plugins_own_check_says_hides_passwords_of_urls() -> None:
     class Picky(BaseModel):
         picky_url: str = Field(default="", description="A URL.")
