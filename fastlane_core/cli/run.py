@@ -6,6 +6,7 @@ import os
 import sys
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import BinaryIO
 
 import click
@@ -81,7 +82,7 @@ def _stay(client: FastlaneClient, task: str, job: str, execution: str) -> int:
         _stop(client, task, job)
         return _INTERRUPTED
     except BrokenPipeError:
-        _leave_closed_pipes()
+        _leave_closed_pipe()
         _stop(client, task, job)
         return _PIPE_CLOSED
 
@@ -131,18 +132,12 @@ def _environment(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _say(text: str) -> None:
-    try:
+    with suppress(BrokenPipeError):
         click.echo(f"fastlane: {text}", err=True)
-    except BrokenPipeError:
-        _leave_closed_pipes()
 
 
-def _leave_closed_pipes() -> None:
-    """Point stdout and stderr nowhere where nobody reads them: flushing them at exit would fail again."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+def _leave_closed_pipe() -> None:
+    """Point stdout nowhere: Python flushes it at exit, which must not fail again (see "Note on SIGPIPE" in its docs)."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

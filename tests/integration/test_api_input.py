@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -52,6 +53,17 @@ async def curl(*arguments: str) -> tuple[int, str]:
     return int(status), body
 
 
+def send_all_then_read(port: int, body: bytes) -> tuple[int, bytes]:
+    """As simple clients do: they see no answer before they have sent everything."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    try:
+        connection.request("POST", "/tasks/t/", body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
 def request(target: bytes, body: bytes = JOB, *headers: bytes) -> bytes:
     head = [b"POST " + target + b" HTTP/1.1", b"Host: localhost", b"Connection: close", *headers]
     if not any(header.startswith(b"Transfer-Encoding") for header in headers):
@@ -94,7 +106,7 @@ async def test_bad_bodies_are_refused_with_the_field(api: Api, body: bytes, fiel
     ("target", "status"),
     [
         (b"/tasks/" + b"x" * 10_000 + b"/", 400),
-        (b"/tasks/" + b"%F0%9F%9A%80" * 5_000 + b"/", 400),
+        (b"/tasks/" + b"%F0%9F%9A%80" * 10_000 + b"/", 400),
         (b"/tasks/../", 400),
         (b"/tasks/%2e%2e/", 400),
         (b"/tasks/./", 400),
@@ -145,8 +157,8 @@ async def test_body_of_20_megabytes_is_refused_to_curl(api: Api, tmp_path: Path,
 
 async def test_body_that_is_too_large_is_read_before_it_is_refused(tmp_path: Path) -> None:
     async with running_api(tmp_path, settings=ApiSettings(max_body_bytes=1024)) as api:
-        for size in (1025, 5_000_000):
-            status, _, answer = await raw(api, request(b"/tasks/t/", b"x" * size))
+        for size in (1025, 20_000_000):
+            status, answer = await asyncio.to_thread(send_all_then_read, api.port, b"x" * size)
             assert (status, json.loads(answer)["operation"]) == (413, "enqueue_job")
         just = b'{"image":"i","command":"%s"}'
         body = just % (b"x" * (1024 - len(just) + 2))
