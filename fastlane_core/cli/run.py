@@ -137,7 +137,7 @@ def _say(text: str) -> None:
 
 
 def _leave_closed_pipe() -> None:
-    """Point stdout nowhere: Python flushes it at exit, which must not fail again (see "Note on SIGPIPE" in its docs)."""
+    """Point stdout nowhere: Python flushes it at exit, which must not fail again ("Note on SIGPIPE" in its docs)."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
