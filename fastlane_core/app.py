@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -25,11 +25,14 @@ from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobSubmission
 from fastlane_core.engine.worker import Worker
-from fastlane_core.errors import RevisionConflict, SettingsError
+from fastlane_core.errors import RevisionConflict
 from fastlane_core.hookspecs import PluginContext, RunnerContext
 from fastlane_core.models import Event
-from fastlane_core.plugins import PluginRegistry
-from fastlane_core.settings import ApiSettings, GeneralSettings, Settings, WorkerSettings, load_application_parts
+from fastlane_core.plugins import PluginRegistry, load_application_parts
+from fastlane_core.settings import ApiSettings, GeneralSettings, Settings, WorkerSettings
+
+if TYPE_CHECKING:
+    from quart import Blueprint
 
 log = structlog.get_logger(__name__)
 
@@ -46,8 +49,13 @@ class Application:
     storage: Storage
     queue: Queue
     routing: Routing
-    deployment_id: str
-    clock: Callable[[], float]
+    #: What plugins of this process are built with.
+    context: PluginContext
+
+    @property
+    def blueprints(self) -> Sequence[Blueprint]:
+        """What plugins add to the API."""
+        return self.plugins.blueprints(self.context)
 
     def api_context(self, *, host: str, port: int, closing: asyncio.Event) -> ApiContext:
         """What the API of this process works with."""
@@ -55,8 +63,8 @@ class Application:
             storage=self.storage,
             queue=self.queue,
             routing=self.routing,
-            submission=JobSubmission(self.storage, self.queue, self.routing, self.clock),
-            stopping=Stopping(self.storage, self.queue, self.clock),
+            submission=JobSubmission(self.storage, self.queue, self.routing, self.context.clock),
+            stopping=Stopping(self.storage, self.queue, self.context.clock),
             general=self.settings.section(GeneralSettings),
             api=self.settings.section(ApiSettings),
             hard_timeout=self.settings.section(WorkerSettings).hard_execution_timeout_seconds,
@@ -65,13 +73,11 @@ class Application:
                 for each in self.plugins.runners()
                 if each.options is not None and each.name in {runner.name for runner in self.routing.runners}
             },
-            notifier_payload={
-                name: model for each in self.plugins.notifiers() for name, model in each.payload.items()
-            },
+            notifier_payload={name: model for each in self.plugins.notifiers() for name, model in each.payload.items()},
             version=__version__,
             host=host,
             port=port,
-            clock=self.clock,
+            clock=self.context.clock,
             closing=closing,
         )
 
@@ -79,12 +85,12 @@ class Application:
         """A worker of this process. `reach` is called at each fault point."""
         context = WorkerContext(
             worker=worker_id or new_id(),
-            deployment_id=self.deployment_id,
+            deployment_id=self.context.deployment_id,
             storage=self.storage,
             queue=self.queue,
             routing=self.routing,
             options=engine_options(self.settings.section(WorkerSettings)),
-            clock=self.clock,
+            clock=self.context.clock,
             emit=self.plugins.emit,
             report=self._report,
             reach=reach,
@@ -127,11 +133,13 @@ async def open_application(
     `overrides` win over file and environment; `api_bind` is the address that an API of this process will listen on.
     Raises SettingsError, PluginError, StorageError, QueueError.
     """
-    settings, plugins = load_application_parts(path, environment or {}, overrides or {})
+    settings, plugins = load_application_parts(path, environment or {}, overrides)
     general = settings.section(GeneralSettings)
     before = PluginContext(settings=settings, deployment_id=general.deployment_id, api_bind=api_bind, clock=clock)
-    storage = _chosen("STORAGE", general.storage, {each.name: each for each in plugins.storages()}).create(before)
-    queue = _chosen("QUEUE", general.queue, {each.name: each for each in plugins.queues()}).create(before)
+    for notice in (*settings.notices, *plugins.notices):
+        log.warning(notice)
+    storage = next(each for each in plugins.storages() if each.name == general.storage).create(before)
+    queue = next(each for each in plugins.queues() if each.name == general.queue).create(before)
     await storage.open()
     try:
         await queue.open()
@@ -148,8 +156,7 @@ async def open_application(
                     storage=storage,
                     queue=queue,
                     routing=Routing(_enabled_runners(plugins, general.runners, context)),
-                    deployment_id=deployment_id,
-                    clock=clock,
+                    context=context,
                 )
             finally:
                 await plugins.shutdown()
@@ -162,16 +169,7 @@ async def open_application(
 def _enabled_runners(plugins: PluginRegistry, wanted: Sequence[str], context: RunnerContext) -> list[Runner]:
     installed = {each.name: each for each in plugins.runners()}
     names = list(wanted) or [name for name in installed if name != "process"] or ["process"]
-    return [_chosen("RUNNERS", name, installed).create(context) for name in names]
-
-
-T = TypeVar("T")
-
-
-def _chosen(key: str, name: str, installed: Mapping[str, T]) -> T:
-    if name not in installed:
-        raise SettingsError(f"{key} names {name!r}, which no installed plugin offers; there are: {', '.join(installed)}")
-    return installed[name]
+    return [installed[name].create(context) for name in names]
 
 
 async def _kept_deployment_id(storage: Storage) -> str:

@@ -12,15 +12,11 @@ from pathlib import Path
 
 import structlog
 from hypercorn.asyncio import serve
-from hypercorn.config import Config
 
-from fastlane_core.api import create_api
+from fastlane_core.api import create_api, server_config
 from fastlane_core.app import Application, open_application
 
 log = structlog.get_logger(__name__)
-
-#: Seconds that open connections get to end after a signal.
-_GRACE = 1.0
 
 
 def run_until_signal(
@@ -51,20 +47,15 @@ async def serve_api(application: Application, host: str, port: int, stop: asynci
     """Serve HTTP and WebSocket on `host`:`port` until `stop` is set. Raises OSError if the address is taken."""
     closing = asyncio.Event()
     context = application.api_context(host=host, port=port, closing=closing)
-    api = create_api(context, application.plugins.blueprints)
-    config = Config()
-    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
-    config.graceful_timeout = _GRACE
-    config.websocket_ping_interval = application.settings.section(_api_settings()).ws_ping_seconds
-    config.accesslog = None
-    config.errorlog = None
+    api = create_api(context, application.blueprints)
 
     async def until_stopped() -> None:
         await stop.wait()
         # Streams end by themselves when they see this, before the server would cut them.
         closing.set()
 
-    await serve(api, config, shutdown_trigger=until_stopped)
+    log.info("serving", url=f"http://{host}:{port}")
+    await serve(api, server_config(context), shutdown_trigger=until_stopped)
 
 
 async def first_to_end(stop: asyncio.Event, *parts: Awaitable[None]) -> None:
