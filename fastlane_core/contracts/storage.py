@@ -55,7 +55,7 @@ class SharedValue:
 class Storage(ABC):
     """Every method raises StorageUnavailable when the server cannot be reached in time.
 
-    A write is durable when its method returns. Strings may hold any Unicode text, bytes anything.
+    A cursor that it did not give raises InvalidInput. A write is durable when its method returns. Strings may hold any Unicode text, bytes anything.
     """
 
     @abstractmethod

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fastlane_core.contracts.storage import Storage, Submission
-from fastlane_core.errors import RevisionConflict
+from fastlane_core.errors import InvalidInput, RevisionConflict
 from fastlane_core.models import Execution, Job, Status
 from fastlane_core.testing.examples import (
     ODD_TEXTS,
@@ -324,6 +324,16 @@ class StorageJobTests(StorageFixtures):
             page_number += 1
 
         assert [job.id for job in seen] == [job.id for job in reversed(jobs)]
+
+    @pytest.mark.parametrize("cursor", ["", "x", "0", "abc\x00", "é", '{"a": 1}', "9" * 5_000])
+    async def test_a_cursor_of_somebody_else_is_refused(self, storage: Storage, job: Job, cursor: str) -> None:
+        for page in (
+            storage.list_jobs("task", cursor=cursor, limit=1),
+            storage.list_executions(job.id, task_id="task", cursor=cursor, limit=1),
+            storage.list_unfinished(cursor=cursor, limit=1),
+        ):
+            with pytest.raises(InvalidInput):
+                await page
 
     async def test_counts_follow_every_write(self, storage: Storage) -> None:
         assert await storage.count_jobs() == 0

@@ -61,8 +61,7 @@ _BEHIND_ALL = (float("inf"), 2**63 - 1)
 class SqliteStorage(Storage):
     """Tasks, jobs, executions, logs and shared state in one SQLite file, which several processes may use at once.
 
-    A cursor that it did not give raises InvalidInput. Executions of a job that is not stored, and logs of an
-    execution that is not, raise NotFound.
+    Adding executions of a job that is not stored, or to the log of an execution that is not, raises NotFound.
     """
 
     def __init__(self, path: Path, *, busy_seconds: float = 10.0, readers: int = 3) -> None:
