@@ -1,87 +1,87 @@
-"""Reading a container's log exactly: which bytes went to which stream, and where to go on.
+"""Decoding a container's log: which bytes went to which stream.
 
 The engine multiplexes both streams into frames of an 8-byte header (stream, three zeros, big-endian length) and a
 payload (Docker Engine API, "Attach to a container: stream format"). With `timestamps` each payload begins with an
-RFC 3339 time of nine decimals and a space. A line longer than 16 KiB comes as several frames of one time.
-
-A position is `<unix seconds>.<nine digits>:<n>`: n frames of that time were read. Resuming asks the engine for
-everything since that time, which it gives from there on inclusively, and drops those n.
+RFC 3339 time in UTC and a space. A line longer than 16 KiB comes as several frames, of which only the last ends in a
+newline.
 """
 
 from __future__ import annotations
 
 import calendar
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import Output, Stream
+from fastlane_docker.positions import Positions
 
 _HEADER = 8
+#: Length of a time without its fraction.
+_SECOND = 19
 _STREAMS = {1: Stream.STDOUT, 2: Stream.STDERR}
+#: The engine reports its own trouble with the log in frames of this number.
+_SYSTEM_ERROR = 3
+#: Neighbouring frames of one stream are joined up to so many bytes.
+_JOINED = 64 * 1024
 
 
 class FrameReader:
     """Turns the bytes of one answer of `/logs` into outputs."""
 
-    def __init__(self, after: str | None) -> None:
-        """`after` is the position that the answer was asked from."""
+    def __init__(self, positions: Positions) -> None:
+        self._positions = positions
         self._buffer = bytearray()
-        self._time, self._count = parse_position(after)
-        self._skip = self._count
-        self._skip_time = self._time
-        self._seconds_text = b""
-        self._seconds = 0
+        self._second_text = b""
+        self._second = 0
 
-    @property
-    def position(self) -> str | None:
-        """The position behind what was read; None if nothing ever was."""
-        return f"{self._time}:{self._count}" if self._time else None
-
-    def feed(self, data: bytes) -> Iterator[Output]:
-        """Outputs that are complete now."""
-        buffer = self._buffer
+    def feed(self, data: bytes) -> list[Output]:
+        """Outputs that are complete now, one for each frame. Raises EngineUnavailable if the engine fails."""
+        buffer, positions = self._buffer, self._positions
         buffer += data
+        outputs: list[Output] = []
         start, end = 0, len(buffer)
         while end - start >= _HEADER:
-            length = int.from_bytes(buffer[start + 4 : start + 8], "big")
-            if end - start - _HEADER < length:
+            stop = start + _HEADER + int.from_bytes(buffer[start + 4 : start + 8], "big")
+            if stop > end:
                 break
-            stream = _STREAMS.get(buffer[start])
-            payload = bytes(buffer[start + _HEADER : start + _HEADER + length])
-            start += _HEADER + length
-            if stream is not None:
-                output = self._output(stream, payload)
-                if output is not None:
-                    yield output
+            frame = bytes(buffer[start:stop])
+            start = stop
+            stream = _STREAMS.get(frame[0]) or _refused(frame)
+            payload = frame[frame.index(b" ", _HEADER) + 1 :]
+            second = self._parse_second(frame[_HEADER : _HEADER + _SECOND])
+            if positions.add(stream, second, ends_line=payload.endswith(b"\n")) and payload:
+                outputs.append(Output(stream=stream, data=payload, position=positions.current))
         del buffer[:start]
+        return outputs
 
-    def _output(self, stream: Stream, payload: bytes) -> Output | None:
-        stamp, _, data = payload.partition(b" ")
-        when = self._parse_time(stamp)
-        if when == self._skip_time and self._skip:
-            self._skip -= 1
-            return None
-        if self._skip_time and when < self._skip_time:
-            return None
-        if when == self._time:
-            self._count += 1
-        else:
-            self._time, self._count = when, 1
-        return Output(stream=stream, data=data, position=f"{when}:{self._count}")
-
-    def _parse_time(self, stamp: bytes) -> str:
-        """`2026-01-02T03:04:05.000000006Z` as `<unix seconds>.000000006`."""
-        seconds = stamp[:19]
-        if seconds != self._seconds_text:
-            parsed = time.strptime(seconds.decode("ascii"), "%Y-%m-%dT%H:%M:%S")
-            self._seconds_text, self._seconds = seconds, calendar.timegm(parsed)
-        fraction = stamp[20:-1].decode("ascii") if stamp[19:20] == b"." else ""
-        return f"{self._seconds}.{fraction:0<9}"
+    def _parse_second(self, text: bytes) -> int:
+        """`2026-01-02T03:04:05` as Unix time."""
+        if text != self._second_text:
+            self._second = calendar.timegm(time.strptime(text.decode("ascii"), "%Y-%m-%dT%H:%M:%S"))
+            self._second_text = text
+        return self._second
 
 
-def parse_position(position: str | None) -> tuple[str, int]:
-    """Time and count of a position; ("", 0) for the start of the log."""
-    if position is None:
-        return "", 0
-    when, _, count = position.partition(":")
-    return when, int(count)
+def joined(outputs: Iterable[Output]) -> Iterator[Output]:
+    """The outputs with neighbours of one stream as one, up to a bounded size."""
+    parts: list[Output] = []
+    size = 0
+    for output in outputs:
+        if parts and (output.stream is not parts[0].stream or size + len(output.data) > _JOINED):
+            yield _join(parts)
+            parts, size = [], 0
+        parts.append(output)
+        size += len(output.data)
+    if parts:
+        yield _join(parts)
+
+
+def _join(parts: list[Output]) -> Output:
+    return Output(stream=parts[0].stream, data=b"".join(part.data for part in parts), position=parts[-1].position)
+
+
+def _refused(frame: bytes) -> Stream:
+    words = frame[_HEADER:].decode(errors="replace").strip()
+    told = f"the engine says: {words}" if frame[0] == _SYSTEM_ERROR else f"unknown stream {frame[0]}"
+    raise EngineUnavailable(f"the log cannot be read: {told}")

@@ -1,62 +1,77 @@
-"""Following a container's log from a thread that reads the engine to a coroutine that stores it."""
+"""Following a container's log: a thread reads the engine, a coroutine hands it on, with little between them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from enum import Enum
 
 import requests
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import DockerException, NotFound
 
-from fastlane_core.errors import EngineUnavailable, FastlaneError, RunNotFound
+from fastlane_core.errors import EngineUnavailable, RunNotFound
 from fastlane_core.models import Output
+from fastlane_docker.client import chunks_of, hang_up
 from fastlane_docker.engine import TROUBLE, Engine
-from fastlane_docker.frames import FrameReader, parse_position
+from fastlane_docker.frames import FrameReader, joined
+from fastlane_docker.positions import Positions
 
 #: Outputs read ahead of the consumer, in bytes; then the thread waits, and the engine with it.
 _READ_AHEAD = 512 * 1024
-#: Outputs handed over at a time are joined by the consumer; one read of the engine is at most this long.
-_READ = 64 * 1024
-#: A quiet log is asked for anew after so many seconds, so that a dead connection is noticed.
-_QUIET_SECONDS = 60.0
+#: A log is asked for anew after so many seconds of silence, in case the connection is dead; the engine reads it from
+#: its beginning then, so this is no short time. Reading what is there must not pause for long.
+_FOLLOW_QUIET_SECONDS = 600.0
+_READ_QUIET_SECONDS = 60.0
+#: A follow that goes on after the container's end without giving anything is ended after so many seconds.
+_LINGER_SECONDS = 2.0
+#: Pause before a follow that the engine ended is begun again, for a container that goes on.
+_AGAIN_SECONDS = 0.2
 
 
-async def read_log(engine: Engine, container: str, *, after: str | None, follow: bool) -> AsyncIterator[Output]:
+class _Ended(Enum):
+    """Why a request for the log gives no more."""
+
+    ALL_READ = "all read"
+    #: The container ended some time ago, but not the follow.
+    LINGERS = "lingers"
+    QUIET = "quiet"
+
+
+async def read_log(
+    engine: Engine,
+    container: str,
+    *,
+    after: str | None,
+    follow: bool,
+    wake: asyncio.Event,
+    runs: Callable[[], Awaitable[bool]],
+) -> AsyncGenerator[Output, None]:
     """Outputs of the container beyond `after`; with `follow` until it has ended.
 
-    Raises EngineUnavailable, RunNotFound.
+    `wake` is set when it may have ended, and `runs` tells whether it has not.
+    Raises EngineUnavailable, RunNotFound, and what `runs` raises.
     """
     position = after
     while True:
-        quiet = False
         reading = _Reading(engine, container, position, follow=follow)
         try:
-            async for output in reading:
-                position = output.position
-                yield output
-        except _Quiet:
-            quiet = True
+            async with contextlib.aclosing(reading.outputs(wake, runs)) as outputs:
+                async for output in outputs:
+                    position = output.position
+                    yield output
         finally:
             reading.close()
         if not follow:
             return
-        if not quiet and not await _runs(engine, container):
-            # The engine may end a follow before the last frames of an ended container: read what is beyond.
-            follow = False
-
-
-async def _runs(engine: Engine, container: str) -> bool:
-    try:
-        state = await engine.call("inspect", lambda client: client.inspect_container(container)["State"])
-    except NotFound as error:
-        raise RunNotFound(f"the Docker engine {engine.address.key} has no container {container[:12]}") from error
-    return bool(state["Running"])
-
-
-class _Quiet(Exception):
-    """Nothing came for a while; no error."""
+        if reading.ended is _Ended.QUIET:
+            continue
+        if reading.ended is _Ended.ALL_READ and await runs():
+            await asyncio.sleep(_AGAIN_SECONDS)
+            continue
+        # The engine may end a follow before the last frames of an ended container: read what is beyond.
+        follow = False
 
 
 class _Reading:
@@ -65,32 +80,38 @@ class _Reading:
     def __init__(self, engine: Engine, container: str, after: str | None, *, follow: bool) -> None:
         self._engine = engine
         self._container = container
-        self._after = after
         self._follow = follow
+        self._positions = Positions(after)
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._room = threading.Condition()
         self._outputs: list[Output] = []
         self._size = 0
-        self._end: Exception | None = None
-        self._ended = False
+        self._error: Exception | None = None
         self._closed = False
         self._answer: requests.Response | None = None
+        #: Once `outputs` has ended without an error.
+        self.ended: _Ended | None = None
+        self._thread_ended: _Ended | None = None
 
-    async def __aiter__(self) -> AsyncIterator[Output]:
+    async def outputs(self, wake: asyncio.Event, runs: Callable[[], Awaitable[bool]]) -> AsyncGenerator[Output, None]:
+        """Everything, in order."""
         self._engine.submit_stream(self._read)
         while True:
-            await self._ready.wait()
+            lingers = not await self._wait(wake, runs)
             with self._room:
                 self._ready.clear()
                 outputs, self._outputs, self._size = self._outputs, [], 0
-                ended = self._ended
+                error, thread_ended = self._error, self._thread_ended
                 self._room.notify()
-            for output in outputs:
+            for output in joined(outputs):
                 yield output
-            if ended:
-                if self._end is not None:
-                    raise self._end
+            if error is not None:
+                raise error
+            if lingers and not outputs and thread_ended is None:
+                thread_ended = _Ended.LINGERS
+            if thread_ended is not None:
+                self.ended = thread_ended
                 return
 
     def close(self) -> None:
@@ -98,50 +119,70 @@ class _Reading:
         with self._room:
             self._closed = True
             self._room.notify()
-        answer = self._answer
-        if answer is not None:
-            _hang_up(answer)
+        if self._answer is not None:
+            hang_up(self._answer)
+
+    async def _wait(self, wake: asyncio.Event, runs: Callable[[], Awaitable[bool]]) -> bool:
+        """Wait until there is something to take over; False if nothing came although the container has ended."""
+        while not self._ready.is_set():
+            if not self._follow:
+                await self._ready.wait()
+                break
+            await _first(self._ready, wake)
+            if self._ready.is_set():
+                break
+            wake.clear()
+            if not await runs():
+                # The event stays set, so that the next round does not wait for it.
+                wake.set()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ready.wait(), _LINGER_SECONDS)
+                return self._ready.is_set()
+        return True
 
     # In the thread
 
     def _read(self) -> None:
         error: Exception | None = None
+        ended = _Ended.ALL_READ
         try:
             self._copy()
         except NotFound as failure:
-            error = RunNotFound(f"the Docker engine {self._engine.address.key} has no such container: {failure}")
-        except (*TROUBLE, DockerException, APIError) as failure:
-            quiet = self._follow and "timed out" in str(failure).lower()
-            error = _Quiet() if quiet else self._engine.unavailable("log", failure)
-        except FastlaneError as failure:
+            where = self._engine.address.key
+            error = RunNotFound(f"the Docker engine {where} has no container {self._container[:12]}: {failure}")
+        except EngineUnavailable as failure:
             error = failure
+        except (*TROUBLE, DockerException) as failure:
+            if self._follow and "timed out" in str(failure).lower():
+                ended = _Ended.QUIET
+            else:
+                error = self._engine.unavailable("log", failure)
         except Exception as failure:
-            # A frame that cannot be read, or a connection closed under the reader by `close`.
+            # A frame that cannot be read: nothing that this thread could do more.
             error = EngineUnavailable(f"the log of {self._container[:12]} cannot be read: {failure!r}")
         with self._room:
-            self._ended, self._end = True, error
+            self._thread_ended, self._error = ended, error
         self._wake()
 
     def _copy(self) -> None:
-        when, _ = parse_position(self._after)
-        params = {
+        parameters = {
             "stdout": 1,
             "stderr": 1,
             "timestamps": 1,
             "follow": int(self._follow),
-            **({"since": when} if when else {}),
+            "since": self._positions.since,
         }
-        client = self._engine.client()
-        answer = client.open_stream(f"/containers/{self._container}/logs", params, _QUIET_SECONDS)
-        self._answer = answer
-        reader = FrameReader(self._after)
-        try:
-            for data in answer.raw.stream(_READ, decode_content=True):
-                outputs = list(reader.feed(data))
-                if outputs and not self._hand_over(outputs):
+        quiet_seconds = _FOLLOW_QUIET_SECONDS if self._follow else _READ_QUIET_SECONDS
+        path = f"/containers/{self._container}/logs"
+        frames = FrameReader(self._positions)
+        with self._engine.client().streaming(path, parameters, quiet_seconds=quiet_seconds) as answer:
+            with self._room:
+                self._answer = answer
+                if self._closed:
                     return
-        finally:
-            answer.close()
+            for data in chunks_of(answer):
+                if not self._hand_over(frames.feed(data)):
+                    return
 
     def _hand_over(self, outputs: list[Output]) -> bool:
         """Pass outputs on once there is room; False if nobody wants them any more."""
@@ -149,6 +190,8 @@ class _Reading:
             self._room.wait_for(lambda: self._closed or self._size < _READ_AHEAD)
             if self._closed:
                 return False
+            if not outputs:
+                return True
             first = not self._outputs
             self._outputs += outputs
             self._size += sum(len(output.data) for output in outputs)
@@ -162,14 +205,11 @@ class _Reading:
             self._loop.call_soon_threadsafe(self._ready.set)
 
 
-def _hang_up(answer: requests.Response) -> None:
-    """Close the connection so that a thread that reads from it returns."""
-    import socket
-
-    connection = getattr(answer.raw, "_connection", None) or getattr(answer.raw, "connection", None)
-    sock = getattr(connection, "sock", None)
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-    with contextlib.suppress(*TROUBLE, ValueError):
-        answer.close()
+async def _first(*events: asyncio.Event) -> None:
+    """Return when one of the events is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -14,7 +14,8 @@ from docker.utils import parse_repository_tag
 from fastlane_core.contracts.runner import ProgressCallback
 from fastlane_core.errors import ImageNotFound, StartRejected
 from fastlane_core.models import Progress
-from fastlane_docker.engine import Client, Engine, explanation, lines_of
+from fastlane_docker.client import Client, lines_of
+from fastlane_docker.engine import Engine, explanation
 
 #: What engines and registries say of images that are not to be had, in any engine's words.
 _NOT_THERE = (
@@ -85,7 +86,7 @@ class Puller:
         def pull(client: Client) -> None:
             _pull(client, image, self._timeout, tell_from_thread)
 
-        await self._engine.long_call(f"pull of {image}", pull)
+        await self._engine.pull_call(f"pull of {image}", pull)
 
 
 def _is_there(client: Client, image: str) -> bool:
@@ -108,21 +109,21 @@ def _pull(client: Client, image: str, timeout: float, tell: ProgressCallback) ->
     told = 0.0
     tell(Progress(message=f"pulling {image}"))
     try:
-        answer = client.open_pull(repository, tag or "latest", _QUIET_SECONDS)
-        for line in lines_of(answer):
-            step: dict[str, Any] = json.loads(line)
-            if "error" in step:
-                raise _refusal(image, str(step["error"]))
-            detail = step.get("progressDetail") or {}
-            if "id" in step and detail.get("total"):
-                layers[step["id"]] = (int(detail.get("current", 0)), int(detail["total"]))
-            now = time.monotonic()
-            if now > deadline:
-                raise StartRejected(f"pulling the image {image} took longer than {timeout:g} s; it is given up")
-            if layers and now - told >= 1.0:
-                told = now
-                current, total = (sum(layer[part] for layer in layers.values()) for part in (0, 1))
-                tell(Progress(message=f"pulling {image}: {current} of {total} bytes", current=current, total=total))
+        with client.pulling(repository, tag or "latest", quiet_seconds=_QUIET_SECONDS) as answer:
+            for line in lines_of(answer):
+                step: dict[str, Any] = json.loads(line)
+                if "error" in step:
+                    raise _refusal(image, str(step["error"]))
+                detail = step.get("progressDetail") or {}
+                if "id" in step and detail.get("total"):
+                    layers[step["id"]] = (int(detail.get("current", 0)), int(detail["total"]))
+                now = time.monotonic()
+                if now > deadline:
+                    raise StartRejected(f"pulling the image {image} took longer than {timeout:g} s; it is given up")
+                if layers and now - told >= 1.0:
+                    told = now
+                    current, total = (sum(layer[part] for layer in layers.values()) for part in (0, 1))
+                    tell(Progress(message=f"pulling {image}: {current} of {total} bytes", current=current, total=total))
     except APIError as error:
         raise _refusal(image, explanation(error)) from error
     tell(Progress(message=f"pulled {image}"))

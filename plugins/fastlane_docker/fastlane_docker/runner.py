@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -22,15 +23,17 @@ from fastlane_core.contracts.runner import (
     PruneReport,
     Runner,
 )
-from fastlane_core.errors import EngineUnavailable, ImageNotFound, RunNotFound, StartRejected
+from fastlane_core.errors import EngineUnavailable, RunNotFound
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest
 from fastlane_docker import containers
 from fastlane_docker.addresses import Address, parse_address
-from fastlane_docker.engine import Client, Engine, explanation
+from fastlane_docker.client import Client
+from fastlane_docker.engine import Engine
 from fastlane_docker.logs import read_log
 from fastlane_docker.pulling import Puller
 from fastlane_docker.settings import DockerSettings, lane_name
+from fastlane_docker.starting import start_run
 from fastlane_docker.watching import Watcher
 
 log = structlog.get_logger(__name__)
@@ -139,33 +142,47 @@ class DockerRunner(Runner):
 
     async def start(self, request: RunRequest) -> RunHandle:
         engine = self._engine(request.place)
-        container = await engine.call("start", lambda client: self._start(client, request))
-        return self._handle(engine, container)
+        container = await engine.call("start", lambda client: start_run(client, request, self._settings))
+        return self._handle(engine, container, containers.name_of(request.execution_id))
 
     async def wait(self, handle: RunHandle) -> RunOutcome:
         engine, container = self._located(handle)
         async with self._watcher(engine).woken_for(container) as wake:
             while True:
                 wake.clear()
-                state = await self._on_container(handle, "wait", lambda client: _state(client, container))
+                state = await self._on_container(handle, "wait", lambda client: containers.state_of(client, container))
                 if containers.has_ended(state):
                     return containers.outcome(state)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(wake.wait(), _LOOK_AGAIN_SECONDS)
+                if engine.trouble:
+                    raise EngineUnavailable(engine.trouble)
 
     async def stop(self, handle: RunHandle, grace: float) -> None:
-        container = self._located(handle)[1]
+        engine, container = self._located(handle)
 
         def stop(client: Client) -> None:
-            # The SDK's own `stop` adds the grace to its usual time-out; it answers when the container is dead.
-            client.stop(container, timeout=max(0, round(grace)))
+            # The SDK adds the grace to its usual time-out; the engine answers when the container is dead.
+            client.stop(container, timeout=math.ceil(max(0.0, grace)))
 
-        await self._on_container(handle, "stop", stop, long=True)
+        with self._run_not_found(handle):
+            await engine.stop_call("stop", stop, grace)
 
     async def logs(self, handle: RunHandle, *, after: str | None, follow: bool) -> AsyncIterator[Output]:
         engine, container = self._located(handle)
-        async for output in read_log(engine, container, after=after, follow=follow):
-            yield output
+        watcher = self._watcher(engine)
+
+        async def runs() -> bool:
+            if watcher.has_heard_of_its_end(container):
+                return False
+            state = await self._on_container(handle, "log", lambda client: containers.state_of(client, container))
+            return not containers.has_ended(state)
+
+        async with watcher.woken_for(container) as wake:
+            outputs = read_log(engine, container, after=after, follow=follow, wake=wake, runs=runs)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
 
     async def finish(self, handle: RunHandle) -> None:
         engine, container = self._located(handle)
@@ -194,7 +211,7 @@ class DockerRunner(Runner):
             yield OwnedRun(
                 execution_id=labels[containers.LABEL_EXECUTION],
                 fence=int(labels.get(containers.LABEL_FENCE, 0)),
-                handle=self._handle(engine, (each["Id"], names[0] if names else "")),
+                handle=self._handle(engine, each["Id"], names[0] if names else ""),
                 running=each["State"] in ("running", "paused", "restarting"),
                 created_at=float(each["Created"]),
             )
@@ -213,7 +230,9 @@ class DockerRunner(Runner):
                 if not name.startswith(containers.DEFUNCT_PREFIX):
                     continue
                 with suppress(NotFound):
-                    ended = containers.parse_time(_state(client, each["Id"])["FinishedAt"]) or float(each["Created"])
+                    ended = containers.parse_time(containers.state_of(client, each["Id"])["FinishedAt"]) or float(
+                        each["Created"]
+                    )
                     if time.time() - ended >= older_than:
                         if not dry_run:
                             client.remove_container(each["Id"], v=True, force=True)
@@ -221,7 +240,7 @@ class DockerRunner(Runner):
             return removed
 
         try:
-            return PruneReport(place=key, removed=await self._engine(key).long_call("prune", prune))
+            return PruneReport(place=key, removed=await self._engine(key).pull_call("prune", prune))
         except (EngineUnavailable, APIError) as error:
             return PruneReport(place=key, error=str(error))
 
@@ -230,49 +249,16 @@ class DockerRunner(Runner):
         found: list[dict[str, Any]] = client.containers(all=True, filters={"label": [label]})
         return found
 
-    def _start(self, client: Client, request: RunRequest) -> tuple[str, str]:
-        """Create and start, or find what an earlier call made; its id and name."""
-        name = containers.NAME_PREFIX + request.execution_id
-        try:
-            container = containers.create(client, request, self._settings)
-        except NotFound as error:
-            raise ImageNotFound(f"there is no image {request.spec.image}: {explanation(error)}") from error
-        except APIError as error:
-            if error.status_code != 409:
-                raise self._rejected(request, error) from error
-            container = self._own(client, name, request)
-        state = _state(client, container)
-        if state["Status"] != "created" or containers.could_not_start(state):
-            return container, name
-        try:
-            client.start(container)
-        except APIError as error:
-            if containers.could_not_start(state := _state(client, container)) and state["ExitCode"] in (126, 127):
-                # Its own command is at fault: that is how the run ended, and `wait` tells.
-                return container, name
-            if state["Status"] != "created":
-                return container, name
-            client.remove_container(container, force=True)
-            raise self._rejected(request, error) from error
-        return container, name
+    async def _on_container(self, handle: RunHandle, what: str, work: Callable[[Client], T]) -> T:
+        with self._run_not_found(handle):
+            return await self._located(handle)[0].call(what, work)
 
-    def _own(self, client: Client, name: str, request: RunRequest) -> str:
-        """The id of the container by that name, if it is this run's."""
-        found = client.inspect_container(name)
-        labels = found["Config"]["Labels"] or {}
-        if labels.get(containers.LABEL_EXECUTION) != request.execution_id:
-            raise StartRejected(f"{request.place} has a container {name} that is not Fastlane's; remove or rename it")
-        return str(found["Id"])
-
-    def _rejected(self, request: RunRequest, error: APIError) -> StartRejected:
-        return StartRejected(f"the Docker engine {request.place} refused to start it: {explanation(error)}")
-
-    async def _on_container(
-        self, handle: RunHandle, what: str, work: Callable[[Client], T], *, long: bool = False
-    ) -> T:
+    @contextmanager
+    def _run_not_found(self, handle: RunHandle) -> Iterator[None]:
+        """Turns the engine's word that it has no such container into RunNotFound."""
         engine, container = self._located(handle)
         try:
-            return await (engine.long_call if long else engine.call)(what, work)
+            yield
         except NotFound as error:
             raise RunNotFound(f"the Docker engine {engine.address.key} has no container {container[:12]}") from error
 
@@ -282,6 +268,8 @@ class DockerRunner(Runner):
             await engine.ping()
             if engine.trouble and not before:
                 log.warning("a Docker engine is out of reach", host=engine.address.key, error=engine.trouble)
+                if (watcher := self._watchers.get(engine.address.key)) is not None:
+                    watcher.wake_all()
             elif before and not engine.trouble:
                 log.info("a Docker engine is back", host=engine.address.key)
             await asyncio.sleep(self._settings.docker_ping_seconds)
@@ -299,16 +287,11 @@ class DockerRunner(Runner):
             self._watchers[key] = Watcher(engine, f"{containers.LABEL_DEPLOYMENT}={self._deployment_id}")
         return self._watchers[key]
 
-    def _handle(self, engine: Engine, container: tuple[str, str]) -> RunHandle:
-        data = {"host": engine.address.key, "container": container[0], "name": container[1]}
+    def _handle(self, engine: Engine, container: str, name: str) -> RunHandle:
+        data = {"host": engine.address.key, "container": container, "name": name}
         return RunHandle(runner=self.name, version=_HANDLE_VERSION, data=data)
 
     def _located(self, handle: RunHandle) -> tuple[Engine, str]:
         if handle.version != _HANDLE_VERSION:
             raise RunNotFound(f"its handle is of version {handle.version}, which this fastlane-docker cannot read")
         return self._engine(str(handle.data["host"])), str(handle.data["container"])
-
-
-def _state(client: Client, container: str) -> dict[str, Any]:
-    state: dict[str, Any] = client.inspect_container(container)["State"]
-    return state

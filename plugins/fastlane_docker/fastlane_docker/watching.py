@@ -1,7 +1,8 @@
 """Hearing of ended containers from the engine's event stream: one connection per engine, however many runs it has.
 
-Events only wake: whoever waits asks the engine for the truth then. When the stream breaks everybody is woken, so nobody
-waits for an engine that is gone, and it is opened anew as long as somebody waits.
+Events only wake: whoever waits asks the engine for the truth then. Whenever the stream is opened, one call lists
+what runs, and whoever waits for something else is woken; when the stream breaks, everybody is. An event that is lost
+costs nothing but time, and nobody waits for an engine that is gone.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import asyncio
 import contextlib
 import json
 import threading
-import time
-from collections.abc import AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Set
 
 import requests
-from docker.errors import APIError, DockerException
+from docker.errors import DockerException
 
-from fastlane_docker.engine import TROUBLE, Engine, lines_of
+from fastlane_docker.client import hang_up, lines_of
+from fastlane_docker.engine import TROUBLE, Engine
 
 #: The stream is opened anew when it was quiet for so many seconds, so that a dead connection is noticed.
 _QUIET_SECONDS = 30.0
+#: Seconds between two tries to open the stream while there is trouble.
 _RETRY_SECONDS = 0.5
+#: Ends kept in mind, for who asks a moment later.
+_REMEMBERED = 4096
 
 
 class Watcher:
@@ -32,7 +37,8 @@ class Watcher:
         self._label = label
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, set[asyncio.Event]] = {}
-        self._listening = asyncio.Event()
+        #: Containers whose end was heard, latest last.
+        self._died: OrderedDict[str, None] = OrderedDict()
         self._closed = threading.Event()
         self._answer: requests.Response | None = None
         self._started = False
@@ -53,38 +59,65 @@ class Watcher:
             if not waiting:
                 del self._waiting[container]
 
+    def has_heard_of_its_end(self, container: str) -> bool:
+        """Whether the container is known to have ended; False says nothing."""
+        return container in self._died
+
+    def wake_all(self) -> None:
+        """Wake everybody: something may have happened to the engine."""
+        self._wake_but(frozenset())
+
     def close(self) -> None:
         """End the stream."""
         self._closed.set()
         if self._answer is not None:
-            with contextlib.suppress(*TROUBLE, ValueError):
-                self._answer.close()
+            hang_up(self._answer)
 
-    def _wake(self, container: str | None) -> None:
-        for wakes in self._waiting.values() if container is None else [self._waiting.get(container, set())]:
-            for wake in wakes:
-                wake.set()
+    def _end(self, container: str) -> None:
+        self._died[container] = None
+        if len(self._died) > _REMEMBERED:
+            self._died.popitem(last=False)
+        self._wake(container)
+
+    def _wake(self, container: str) -> None:
+        for wake in self._waiting.get(container, ()):
+            wake.set()
+
+    def _wake_but(self, containers: Set[str]) -> None:
+        for container in self._waiting.keys() - containers:
+            self._wake(container)
 
     # In the thread
 
     def _listen(self) -> None:
-        filters = json.dumps({"type": ["container"], "event": ["die"], "label": [self._label]})
-        while not self._closed.is_set():
-            try:
-                answer = self._engine.client().open_stream("/events", {"filters": filters}, _QUIET_SECONDS)
-                self._answer = answer
-                # What happened before the stream was open is found by asking.
-                self._tell(None)
-                for line in lines_of(answer):
-                    self._tell(json.loads(line)["Actor"]["ID"])
-            except (*TROUBLE, DockerException, APIError, ValueError, KeyError, AttributeError):
-                # Whoever is woken meets the same trouble, and tells of it.
-                pass
-            self._tell(None)
-            if not self._closed.is_set():
-                time.sleep(_RETRY_SECONDS)
-
-    def _tell(self, container: str | None) -> None:
+        # The loop may be closed already when the process ends.
         with contextlib.suppress(RuntimeError):
-            # The loop may be closed already when the process ends.
-            self._loop.call_soon_threadsafe(self._wake, container)
+            while not self._closed.is_set():
+                try:
+                    self._hear()
+                except requests.exceptions.ReadTimeout:
+                    continue
+                except (*TROUBLE, DockerException, ValueError, KeyError) as error:
+                    if _is_quiet(error):
+                        continue
+                    # Whoever is woken meets the same trouble, and tells of it.
+                    self._loop.call_soon_threadsafe(self.wake_all)
+                self._closed.wait(_RETRY_SECONDS)
+
+    def _hear(self) -> None:
+        client = self._engine.client()
+        filters = {"type": ["container"], "event": ["die"], "label": [self._label]}
+        with client.streaming("/events", {"filters": json.dumps(filters)}, quiet_seconds=_QUIET_SECONDS) as answer:
+            self._answer = answer
+            if self._closed.is_set():
+                return
+            # What happened before the stream was open.
+            running = {str(each["Id"]) for each in client.containers(filters={"label": [self._label]})}
+            self._loop.call_soon_threadsafe(self._wake_but, running)
+            for line in lines_of(answer):
+                self._loop.call_soon_threadsafe(self._end, str(json.loads(line)["Actor"]["ID"]))
+
+
+def _is_quiet(error: BaseException) -> bool:
+    """Whether the stream ended only because nothing came for a while."""
+    return "timed out" in str(error).lower()

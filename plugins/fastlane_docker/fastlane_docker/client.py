@@ -1,0 +1,125 @@
+"""The Docker SDK's client, with time-outs everywhere and without what a worker's environment would change about it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import requests
+from docker import APIClient, auth
+from docker.constants import DEFAULT_DOCKER_API_VERSION
+from docker.errors import DockerException
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
+
+#: Seconds to reach an engine, and to learn its version.
+_CONNECT_SECONDS = 10.0
+#: A connection whose other end is gone is noticed after some 30 seconds of silence.
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
+_READ = 64 * 1024
+
+
+class Client(APIClient):  # type: ignore[misc]
+    """One engine's API; blocks, and may be used by many threads at a time."""
+
+    # `requests` would send calls for plain TCP hosts through HTTP_PROXY, and take other authorities for TLS.
+    trust_env = property(lambda self: False, lambda self, value: None)
+
+    def __init__(self, url: str, timeout: float, *, connections: int) -> None:
+        """Use `connected`."""
+        super().__init__(base_url=url, version=DEFAULT_DOCKER_API_VERSION, timeout=timeout, max_pool_size=connections)
+        if url.startswith("tcp://"):
+            # The SDK's own pool for TCP is of ten connections whatever it is told.
+            self.mount("http://", _TcpAdapter(pool_connections=1, pool_maxsize=connections))
+
+    @classmethod
+    def connected(cls, url: str, timeout: float, *, connections: int) -> Client:
+        """A client that speaks the engine's version of the API; `timeout` in seconds is that of each call.
+
+        Raises what `requests` and the SDK raise for an engine that does not answer.
+        """
+        client = cls(url, timeout, connections=connections)
+        try:
+            # The SDK could ask by itself while it is made, but through HTTP_PROXY, and leaving sockets open on failure.
+            version = client._get(f"{client.base_url}/version", timeout=_CONNECT_SECONDS)
+            client._version = str(client._result(version, json=True)["ApiVersion"])
+        except KeyError as error:
+            client.close()
+            raise DockerException(f"{url} does not answer like a Docker engine") from error
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def ping_within(self, seconds: float) -> None:
+        """Return if the engine answers in time, else raise."""
+        self._result(self._get(self._url("/_ping"), timeout=seconds))
+
+    @contextlib.contextmanager
+    def streaming(self, path: str, params: Mapping[str, Any], *, quiet_seconds: float) -> Iterator[requests.Response]:
+        """GET an endless answer, which begins in the usual time; reading raises after `quiet_seconds` of silence."""
+        answer = self._get(self._url(path), params=params, stream=True)
+        with contextlib.closing(cast("requests.Response", answer)) as opened:
+            self._raise_for_status(opened)
+            connection = opened.raw.connection
+            if connection is not None and connection.sock is not None:
+                connection.sock.settimeout(quiet_seconds)
+            yield opened
+
+    @contextlib.contextmanager
+    def pulling(self, repository: str, tag: str, *, quiet_seconds: float) -> Iterator[requests.Response]:
+        """Pull an image; the answer's lines are JSON steps. Credentials come from Docker's own configuration."""
+        registry, _ = auth.resolve_repository_name(repository)
+        header = auth.get_config_header(self, registry)
+        answer = self._post(
+            self._url("/images/create"),
+            params={"fromImage": repository, "tag": tag},
+            headers={"X-Registry-Auth": header} if header else {},
+            stream=True,
+            timeout=quiet_seconds,
+        )
+        with contextlib.closing(cast("requests.Response", answer)) as opened:
+            self._raise_for_status(opened)
+            yield opened
+
+
+class _TcpAdapter(HTTPAdapter):
+    """Notices dead connections, and waits less for a connection than for an answer."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, socket_options=[*HTTPConnection.default_socket_options, *_KEEPALIVE])
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        timeout = kwargs.get("timeout")
+        if isinstance(timeout, int | float):
+            kwargs["timeout"] = (min(float(timeout), _CONNECT_SECONDS), float(timeout))
+        return super().send(request, *args, **kwargs)
+
+
+def chunks_of(answer: requests.Response) -> Iterator[bytes]:
+    """The bytes of a streamed answer as they come."""
+    return cast("Iterator[bytes]", answer.raw.stream(_READ, decode_content=True))
+
+
+def lines_of(answer: requests.Response) -> Iterator[bytes]:
+    """The lines of a streamed answer as they come."""
+    rest = b""
+    for data in chunks_of(answer):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
+
+
+def hang_up(answer: requests.Response) -> None:
+    """End a streamed answer from another thread: whoever reads it returns."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        # A connection that is closed already has nothing to shut down.
+        answer.raw.shutdown()

@@ -1,0 +1,109 @@
+"""Starting a run so that it exists once, however often and by however many workers it is asked for.
+
+The name of the container, which derives from the execution's id, decides: creating it succeeds once. Its new name, when
+its results are stored, tells a worker that was held up since that there is nothing left to start.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from docker.errors import APIError, NotFound
+
+from fastlane_core.errors import EngineUnavailable, ImageNotFound, StartRejected
+from fastlane_core.models import RunRequest
+from fastlane_docker import containers
+from fastlane_docker.client import Client
+from fastlane_docker.engine import explanation, is_engines_fault
+from fastlane_docker.settings import DockerSettings
+
+#: Tries, where others remove or rename the container meanwhile.
+_TRIES = 3
+
+
+def start_run(client: Client, request: RunRequest, settings: DockerSettings) -> str:
+    """Create and start the container of a run, or find what an earlier call made of it; its id. Blocks.
+
+    A command that cannot be executed is no error: that is how the run ended, and the container's state tells.
+    Raises ImageNotFound, StartRejected, EngineUnavailable, and what the SDK raises for an engine in trouble.
+    """
+    for _ in range(_TRIES):
+        container, is_new = _created_or_found(client, request, settings)
+        if is_new:
+            if (processed := _processed(client, request)) is not None:
+                client.remove_container(container, force=True)
+                return processed
+        elif not _needs_start(containers.state_of(client, container)):
+            return container
+        try:
+            # By its name, not by its id: once it is processed, this worker comes too late to start it.
+            client.start(containers.name_of(request.execution_id))
+        except NotFound:
+            continue
+        except APIError as error:
+            _judge(client, request, container, error)
+        return container
+    raise EngineUnavailable(f"the container of execution {request.execution_id} keeps vanishing from {request.place}")
+
+
+def _created_or_found(client: Client, request: RunRequest, settings: DockerSettings) -> tuple[str, bool]:
+    """The container's id, and whether this call created it."""
+    name = containers.name_of(request.execution_id)
+    for _ in range(_TRIES):
+        try:
+            return containers.create(client, request, settings), True
+        except NotFound as error:
+            raise ImageNotFound(f"there is no image {request.spec.image}: {explanation(error)}") from error
+        except APIError as error:
+            if is_engines_fault(error):
+                raise
+            if error.status_code != 409:
+                raise _rejected(request, error) from error
+        try:
+            found = client.inspect_container(name)
+        except NotFound:
+            # Processed, or removed, since the conflict.
+            if (processed := _processed(client, request)) is not None:
+                return processed, False
+            continue
+        return _own(found, request), False
+    raise EngineUnavailable(f"the name {name} is taken on {request.place}, but by no container")
+
+
+def _processed(client: Client, request: RunRequest) -> str | None:
+    """The id of this execution's container if its results are stored already."""
+    try:
+        return _own(client.inspect_container(containers.defunct_name_of(request.execution_id)), request)
+    except NotFound:
+        return None
+
+
+def _own(found: dict[str, Any], request: RunRequest) -> str:
+    """The container's id, if it is this run's."""
+    labels = found["Config"]["Labels"] or {}
+    mine = (request.deployment_id, request.execution_id)
+    if (labels.get(containers.LABEL_DEPLOYMENT), labels.get(containers.LABEL_EXECUTION)) != mine:
+        name = str(found["Name"]).lstrip("/")
+        raise StartRejected(f"{request.place} has a container {name} that is not this Fastlane's: remove or rename it")
+    return str(found["Id"])
+
+
+def _needs_start(state: dict[str, Any]) -> bool:
+    return state["Status"] == "created" and not containers.could_not_start(state)
+
+
+def _judge(client: Client, request: RunRequest, container: str, error: APIError) -> None:
+    """Return if the run was started, or ended by its own command, in spite of the error; else raise."""
+    state = containers.state_of(client, container)
+    if state["Status"] != "created":
+        return
+    if containers.could_not_start(state) and state["ExitCode"] in containers.COMMAND_EXIT_CODES:
+        return
+    if is_engines_fault(error):
+        raise error
+    client.remove_container(container, force=True)
+    raise _rejected(request, error) from error
+
+
+def _rejected(request: RunRequest, error: APIError) -> StartRejected:
+    return StartRejected(f"the Docker engine {request.place} refused to start it: {explanation(error)}")
