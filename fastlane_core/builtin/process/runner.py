@@ -78,15 +78,14 @@ class ProcessRunner(Runner):
                 "isolation, so whoever reaches the API could do anything on this machine. Bind to 127.0.0.1, use "
                 "another runner, or set PROCESS_ALLOW_REMOTE = True."
             )
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="process-runner")
         try:
-            await self._in_thread(self._state.open)
+            await asyncio.to_thread(self._state.open)
         except OSError as error:
-            await self.close()
             raise SettingsError(
                 f"PROCESS_FOLDER = {self._settings.process_folder!r} cannot be used: {error}. Name a folder on a "
                 "local disk that the worker's user may write to."
             ) from error
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="process-runner")
         _log.warning(
             "the process runner has no isolation: jobs run with all rights of this user; images are ignored",
             folder=str(self._state.path),
