@@ -54,7 +54,7 @@ class Service:
         arguments = [
             sys.executable,
             "-m",
-            "fastlane_core.cli.main",
+            "fastlane_core",
             *self.command,
             "-c",
             str(self.config),

@@ -20,7 +20,7 @@ SCRIPT = "echo run >> {trace}; echo begin; echo oops >&2; sleep 0.3; printf end;
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """An API without a worker; each test brings its own."""
-    settings = {"RUNNERS": ["process"], "PROCESS_FOLDER": str(tmp_path / "runs"), "LEASE_SECONDS": 1.0}
+    settings = {"RUNNERS": ["process"], "PROCESS_FOLDER": str(tmp_path / "engine"), "LEASE_SECONDS": 1.0}
     service = Service(tmp_path, {**settings, "EXPONENTIAL_BACKOFF_MIN_MS": 100}, ("api",)).start()
     yield service
     service.close()
@@ -60,7 +60,7 @@ def test_a_worker_killed_at_any_step_loses_and_doubles_nothing(
         until("the queue is empty", lambda: _queue_is_empty(service))
         assert trace.read_text() == "run\n" * runs
         assert service.get_json(answer["jobUrl"])["job"]["executionCount"] == runs
-        until("the run is cleaned up", lambda: not list((tmp_path / "runs").glob("*/*")))
+        until("the run is cleaned up", lambda: not list((tmp_path / "engine/runs").iterdir()))
     finally:
         heir.terminate()
         heir.wait(PATIENCE)
