@@ -118,6 +118,17 @@ def exit_code_text(execution: Execution) -> str:
     return str(execution.exit_code)
 
 
+def host_and_port(place: str) -> tuple[str, int | None]:
+    """A place as clients know it; one that is no `host:port` (a socket on this machine) has no port."""
+    found = _HOST_AND_PORT.fullmatch(place)
+    return (found[1], int(found[2])) if found else (place, None)
+
+
+def container_id(execution: Execution) -> Json:
+    """The id of its container, where its runner's handle names one; None elsewhere."""
+    return execution.handle.data.get("container") if execution.handle else None
+
+
 async def _text(context: ApiContext, execution: Execution, stream: Stream, log_bytes: int) -> tuple[str | None, bool]:
     text, cut = await read_text(context.storage, execution.id, stream, limit=log_bytes)
     if not text and execution.started_at is None:
@@ -153,11 +164,7 @@ def _job_metadata(context: ApiContext, job: Job, last: Execution | None) -> dict
 
 def _execution_metadata(execution: Execution) -> dict[str, Json]:
     metadata: dict[str, Json] = {"lane": execution.lane, "place": execution.place}
-    if execution.lane.partition(":")[0] != "docker" or execution.place is None:
-        return metadata
-    found = _HOST_AND_PORT.fullmatch(execution.place)
-    metadata["docker_host"] = found[1] if found else execution.place
-    metadata["docker_port"] = int(found[2]) if found else None
-    if execution.handle is not None:
-        metadata["container_id"] = execution.handle.data.get("container_id")
+    if execution.lane.partition(":")[0] == "docker" and execution.place is not None:
+        metadata["docker_host"], metadata["docker_port"] = host_and_port(execution.place)
+        metadata["container_id"] = container_id(execution)
     return metadata

@@ -9,6 +9,7 @@ from quart import Blueprint, Response
 
 from fastlane_core.api.answers import json_answer
 from fastlane_core.api.context import ApiContext, current_context
+from fastlane_core.api.shapes import container_id, host_and_port
 from fastlane_core.api.times import iso_time
 from fastlane_core.api.waiting import live_workers
 from fastlane_core.contracts.queue import LaneStats
@@ -110,15 +111,8 @@ async def _running(context: ApiContext) -> list[Json]:
     running: list[Json] = []
     for execution in page.items:
         if execution.status is Status.RUNNING:
-            host, _, port = (execution.place or "").rpartition(":")
-            running.append(
-                {
-                    "host": host if port.isdecimal() else execution.place,
-                    "port": int(port) if port.isdecimal() else None,
-                    "id": execution.handle.data.get("container_id") if execution.handle else None,
-                    "executionId": execution.id,
-                }
-            )
+            host, port = host_and_port(execution.place or "")
+            running.append({"host": host, "port": port, "id": container_id(execution), "executionId": execution.id})
     return running
 
 

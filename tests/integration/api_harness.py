@@ -129,7 +129,7 @@ class Api:
             status=Status.RUNNING,
             started_at=time.time(),
             place="engine-1.example:2375",
-            handle=RunHandle(runner="docker", version=1, data={"container_id": "c0ffee"}),
+            handle=RunHandle(runner="docker", version=1, data={"container": "c0ffee"}),
         )
 
     async def end(self, execution: Execution, status: Status, exit_code: int | None, **fields: object) -> Execution:
