@@ -19,6 +19,7 @@ import pytest
 from fastlane_core.builtin.process import shim
 from fastlane_core.builtin.process.run_folder import RunFolder, RunRecord, Started
 from fastlane_core.builtin.process.runner import ProcessRunner
+from fastlane_core.builtin.process.watch import until_gone
 from fastlane_core.errors import RunNotFound
 from fastlane_core.models import Reason, RunHandle, RunRequest
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, StartedRun, Written
@@ -169,6 +170,22 @@ async def test_run_whose_shim_is_killed_is_lost_and_dead(runner: ProcessRunner, 
     assert await again.wait() == outcome
 
 
+async def test_run_whose_shim_is_killed_is_never_started_again(
+    runner: ProcessRunner, runs: RunDriver, folder: str, tmp_path: Path
+) -> None:
+    marks = tmp_path / "marks"
+    run = await runs.start(runner, shlex.join(["sh", "-c", f"echo mark >>{marks}; echo ready; sleep 600"]))
+    await run.until_ready()
+    its = started(folder, run)
+    os.kill(its.shim, signal.SIGKILL)
+    await until_gone(its.shim, its.shim_ticks)
+
+    again = await runs.start_request(runner, run.request)
+
+    assert (await again.wait()).reason is Reason.RUN_LOST
+    assert marks.read_text() == "mark\n"
+
+
 async def test_stop_of_a_run_whose_shim_was_killed_leaves_nothing_alive(
     runner: ProcessRunner, runs: RunDriver, folder: str
 ) -> None:
@@ -211,6 +228,16 @@ async def test_process_that_only_has_a_lost_run_s_pid_is_left_alone(
 
     assert outcome.reason is Reason.RUN_LOST
     assert shim.start_ticks(its.command) == its.command_ticks
+
+
+def test_command_that_was_told_in_part_is_not_run() -> None:
+    whole = shim.Launch([b"echo", b"", b"two words"], {b"A": b"1", b"B": b"x=y"}).encode()
+
+    for cut in range(len(whole)):
+        with pytest.raises(ValueError, match="went away"):
+            shim.Launch.decode(whole[:cut])
+    assert shim.Launch.decode(whole).argv == [b"echo", b"", b"two words"]
+    assert shim.Launch.decode(whole).env == {b"A": b"1", b"B": b"x=y"}
 
 
 async def test_run_that_was_created_but_never_started_is_started(

@@ -19,7 +19,7 @@ from fastlane_core.builtin.process.state_folder import REMEMBERED
 from fastlane_core.errors import EngineUnavailable, RunnerError, SettingsError, StartRejected
 from fastlane_core.models import Reason
 from fastlane_core.testing.runner_context import runner_context
-from fastlane_core.testing.runner_driver import RunDriver, StartedRun, Written
+from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, StartedRun, Written
 
 DEPLOYMENT = "process-runner"
 LIMIT = 100_000
@@ -152,6 +152,17 @@ async def test_what_a_command_leaves_running_ends_with_it(runner: ProcessRunner,
     assert [shim.start_ticks(pid) for pid in pids] == [None, None]
 
 
+async def test_stop_asks_the_children_too(runner: ProcessRunner, runs: RunDriver) -> None:
+    child = "trap 'echo asked; exit' TERM; echo ready; sleep 600 & wait"
+    run = await runs.start(runner, sh(f"trap : TERM; sh -c {shlex.quote(child)} & wait; wait; exit 3"))
+    await run.until_ready()
+
+    await run.stop(60)
+
+    assert (await run.wait()).exit_code == 3
+    assert (await run.written()).stdout == b"ready\nasked\n"
+
+
 @pytest.mark.parametrize("grace", [0, 0.2, 60])
 async def test_stop_reaches_children_and_daemons(runner: ProcessRunner, runs: RunDriver, grace: float) -> None:
     # A minute of grace is enough only if the child is asked as well: the shell waits for it.
@@ -180,6 +191,14 @@ async def test_output_of_exactly_the_limit_is_kept(runner: ProcessRunner, runs: 
 
     assert (await run.wait()).reason is Reason.SUCCEEDED
     assert (await run.written()).stdout == bytes(LIMIT)
+
+
+async def test_last_output_of_quick_runs_is_complete(runner: ProcessRunner, runs: RunDriver) -> None:
+    sizes = [65536 - 1, 65536 + 1, 90_000, 4096] * 8
+
+    for size in sizes:
+        run = await runs.start(runner, f"head -c {size} /dev/zero")
+        assert len((await run.written()).stdout) == size
 
 
 @pytest.mark.parametrize(
@@ -248,7 +267,10 @@ async def test_cancelled_waits_and_readers_leave_no_descriptors_behind(runner: P
             task.cancel()
         await asyncio.wait(tasks)
 
-    assert len(os.listdir("/proc/self/fd")) == before
+    async with asyncio.timeout(DEADLINE):
+        # Threads that were reading when their caller was cancelled close their files in their own time.
+        while len(os.listdir("/proc/self/fd")) > before:
+            await asyncio.sleep(0.01)
 
 
 async def test_finish_ends_a_run_that_still_runs(runner: ProcessRunner, runs: RunDriver, folder: Path) -> None:

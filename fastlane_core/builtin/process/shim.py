@@ -221,7 +221,7 @@ class _Command:
                 return
             except OSError as error:
                 # A full disk: the run goes on counting as running until its result can be kept.
-                print(error, file=sys.stderr, flush=True)
+                _complain(error)
                 time.sleep(_RETRY)
 
 
@@ -254,7 +254,7 @@ class _Copy:
                 self.pending = self.pending[written:]
         except OSError as error:
             # A full disk: what is pending is tried again, and the command waits.
-            print(error, file=sys.stderr, flush=True)
+            _complain(error)
         return over
 
     def _read(self, last: bool) -> bytes:
@@ -320,7 +320,19 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
     except PermissionError as error:
         # It runs as somebody else (setuid); all that is left is to wait for it.
-        print(error, file=sys.stderr, flush=True)
+        _complain(error)
+
+
+def _complain(error: OSError) -> None:
+    """Say it in `shim.log`, where that can still be written; once, not at each try."""
+    text = f"{error}\n".encode()
+    if text not in _complaints:
+        _complaints.add(text)
+        with suppress(OSError):
+            os.write(2, text)
+
+
+_complaints: set[bytes] = set()
 
 
 def _children() -> list[int]:
