@@ -55,7 +55,8 @@ class SharedValue:
 class Storage(ABC):
     """Every method raises StorageUnavailable when the server cannot be reached in time.
 
-    A cursor that it did not give raises InvalidInput. A write is durable when its method returns. Strings may hold any Unicode text, bytes anything.
+    A write is durable when its method returns. Strings may hold any Unicode text, bytes anything. A cursor that it
+    did not give raises InvalidInput.
     """
 
     @abstractmethod

@@ -60,6 +60,8 @@ RELEASE = """
 TOUCH_LANE = "UPDATE lanes SET changes = changes + 1 WHERE number = ?"
 TOUCH_LANES = "UPDATE lanes SET changes = changes + 1"
 ASK_TO_STOP = "UPDATE items SET stop = 1 WHERE number = ?"
+IS_PRESENT = "SELECT 1 FROM items WHERE execution_id = ?"
+IS_REBUILT = "SELECT 1 FROM rebuilt"
 MARK_REBUILT = "INSERT INTO rebuilt VALUES (1) ON CONFLICT DO NOTHING"
 PEEK = """
     SELECT execution_id, task_id, priority, due_at FROM items
@@ -205,7 +207,7 @@ def mark_rebuilt(connection: sqlite3.Connection) -> None:
 
 def needs_rebuild(connection: sqlite3.Connection) -> bool:
     """Whether `mark_rebuilt` was never called on this file."""
-    return connection.execute("SELECT 1 FROM rebuilt").fetchone() is None
+    return connection.execute(IS_REBUILT).fetchone() is None
 
 
 def contains(connection: sqlite3.Connection, execution_ids: Sequence[str]) -> frozenset[str]:
@@ -213,7 +215,7 @@ def contains(connection: sqlite3.Connection, execution_ids: Sequence[str]) -> fr
     return frozenset(
         execution_id
         for execution_id in execution_ids
-        if connection.execute("SELECT 1 FROM items WHERE execution_id = ?", (execution_id,)).fetchone() is not None
+        if connection.execute(IS_PRESENT, (execution_id,)).fetchone() is not None
     )
 
 

@@ -16,9 +16,11 @@ _word = re.compile(r"[^\W_]+")
 #: Sorts behind every word with the same beginning: it is no letter and the last of all characters.
 _LAST = "\U0010ffff"
 
+INSERT_WORD = "INSERT INTO task_words VALUES (?, ?)"
 COUNT_WORD = "SELECT count(*) FROM (SELECT 1 FROM task_words WHERE word >= ? AND word < ? LIMIT ?)"
-FIND_WORD = "SELECT task FROM task_words AS found WHERE word >= ? AND word < ?"
-AND_WORD = " AND EXISTS (SELECT 1 FROM task_words WHERE task = found.task AND word >= ? AND word < ?)"
+FIND_WORD = "SELECT found.task FROM task_words AS found WHERE found.word >= ? AND found.word < ?"
+_AND_WORD = " AND EXISTS (SELECT 1 FROM task_words WHERE task = found.task AND word >= ? AND word < ?)"
+FIND_TWO_WORDS = FIND_WORD + _AND_WORD
 
 
 def words(text: str) -> frozenset[str]:
@@ -28,7 +30,7 @@ def words(text: str) -> frozenset[str]:
 
 def index_task(connection: sqlite3.Connection, number: int, task_id: str) -> None:
     """Make a new task findable."""
-    connection.executemany("INSERT INTO task_words VALUES (?, ?)", [(word, number) for word in words(task_id)])
+    connection.executemany(INSERT_WORD, [(word, number) for word in words(task_id)])
 
 
 def find_tasks(connection: sqlite3.Connection, query: str) -> Sequence[int] | None:
@@ -49,7 +51,7 @@ def find_tasks(connection: sqlite3.Connection, query: str) -> Sequence[int] | No
         counted.append((count, word))
     bounds = [bound for _, word in sorted(counted) for bound in (word, word + _LAST)]
     found: set[int] = set()
-    rows = connection.execute(FIND_WORD + AND_WORD * (len(wanted) - 1), bounds)
+    rows = connection.execute(FIND_WORD + _AND_WORD * (len(wanted) - 1), bounds)
     for (number,) in rows:
         found.add(number)
         if len(found) == MAX_FOUND:

@@ -1,0 +1,116 @@
+"""What the SQLite storage promises beyond the contract."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from fastlane_core.builtin.sqlite.plugin import (
+    SqliteSettings,
+    fastlane_queues,
+    fastlane_settings,
+    fastlane_storages,
+)
+from fastlane_core.builtin.sqlite.storage import SqliteStorage
+from fastlane_core.builtin.sqlite.storage_logs import REMOVED_AT_ONCE
+from fastlane_core.errors import InvalidInput, NotFound, RevisionConflict
+from fastlane_core.hookspecs import PluginContext, Section
+from fastlane_core.models import Status
+from fastlane_core.testing.examples import a_chunk, a_job, an_execution
+from fastlane_core.testing.storage_fixtures import store_job
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "fastlane.db"
+
+
+@pytest.fixture
+async def storage(path: Path) -> AsyncIterator[SqliteStorage]:
+    storage = SqliteStorage(path)
+    await storage.open()
+    yield storage
+    await storage.close()
+
+
+def count_rows(path: Path, table: str) -> int:
+    """Committed rows."""
+    with closing(sqlite3.connect(path)) as connection:
+        (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    return int(count)
+
+
+async def test_a_value_made_anew_has_no_revision_of_the_old_one(storage: SqliteStorage) -> None:
+    old = await storage.put_state("scope", "key", {"n": 1}, revision=0)
+    await storage.delete_state("scope", "key")
+    await storage.put_state("scope", "key", {"n": 2}, revision=0)
+
+    with pytest.raises(RevisionConflict):
+        await storage.put_state("scope", "key", {"n": 3}, revision=old)
+
+
+async def test_executions_need_their_job_and_logs_their_execution(storage: SqliteStorage) -> None:
+    with pytest.raises(NotFound, match="job nobody"):
+        await storage.add_executions([an_execution(a_job(job_id="nobody"))])
+    with pytest.raises(NotFound, match="execution nobody"):
+        await storage.append_log("nobody", [a_chunk(1)])
+
+
+async def test_a_search_for_very_many_words_is_refused(storage: SqliteStorage) -> None:
+    with pytest.raises(InvalidInput, match="at most 32 words"):
+        await storage.search_tasks(" ".join(f"{number:03}" for number in range(33)), start=0, limit=1)
+
+
+async def test_removal_leaves_no_chunk_behind(storage: SqliteStorage, path: Path) -> None:
+    job = await store_job(storage, a_job())
+    await storage.add_executions([an_execution(job, f"{n}", status=Status.DONE, finished_at=1.0) for n in range(5)])
+    for number in range(5):
+        await storage.append_log(f"{number}", [a_chunk(each) for each in range(1, REMOVED_AT_ONCE + number)])
+
+    assert await storage.remove_finished(before=2.0, limit=10) == 5
+
+    assert [count_rows(path, table) for table in ("executions", "log_chunks", "removed_logs")] == [0, 0, 0]
+
+
+async def test_a_removal_cut_short_is_ended_by_the_next(storage: SqliteStorage, path: Path) -> None:
+    job = await store_job(storage, a_job())
+    await storage.add_executions([an_execution(job, "gone", status=Status.DONE, finished_at=1.0)])
+    await storage.append_log("gone", [a_chunk(each) for each in range(1, 200)])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        # As far as a crash behind the first commit of a removal leaves it.
+        connection.execute("DELETE FROM executions")
+    assert count_rows(path, "log_chunks") == 199
+    await storage.add_executions([an_execution(job, "gone")])
+    await storage.append_log("gone", [a_chunk(1, b"new")])
+
+    assert await storage.remove_finished(before=0.0, limit=10) == 0
+
+    assert count_rows(path, "log_chunks") == 1
+    (chunk,) = await storage.read_log("gone", after=0, stream=None, max_bytes=10)
+    assert chunk.data == b"new"
+
+
+async def test_the_plugin_makes_storage_and_queue_from_the_settings(path: Path) -> None:
+    class Settings:
+        def section(self, model: type[Section]) -> Section:
+            return model.model_validate({"sqlite_path": str(path), "sqlite_readers": 1})
+
+    context = PluginContext(settings=Settings(), deployment_id="", api_bind=None, clock=lambda: 5.0)
+    (section,) = fastlane_settings()
+    (storages,), (queues,) = fastlane_storages(), fastlane_queues()
+    storage, queue = storages.create(context), queues.create(context)
+    await storage.open()
+    await queue.open()
+    try:
+        assert str(path) in await storage.health()
+        assert str(path) in await queue.health()
+    finally:
+        await queue.close()
+        await storage.close()
+
+    assert (storages.name, queues.name, section.model) == ("sqlite", "sqlite", SqliteSettings)
+    assert all(field.description and not field.is_required() for field in SqliteSettings.model_fields.values())
