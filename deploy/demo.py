@@ -5,6 +5,7 @@ With ONCE=1 in the environment it ends after the job, with the job's exit code.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -90,8 +91,9 @@ def main() -> int:
         print(f"  {log}    what Fastlane itself says")
         if os.environ.get("ONCE"):
             return exit_code
-        print(f'\nServing on {address} until Ctrl-C. Try:\n  curl -d \'{{"image": "{image}", "command": "ls -lah"}}\'', end="")
-        print(f" {address}/tasks/my-task", flush=True)
+        print(f"\nServing on {address} until Ctrl-C. Try:")
+        body = json.dumps({"image": image, "command": "ls -lah"})
+        print(f"  curl -d '{body}' {address}/tasks/my-task", flush=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0
