@@ -1,6 +1,8 @@
 """Docker engines of the tests' own: any number side by side, each with its own bridge, folders and pid.
 
-Needs root and Debian's `docker.io`. An engine can be killed and started again on the same data.
+Needs root and Debian's `docker.io`. An engine can be killed and started again on the same data. What a test run that
+was killed has left behind is found by the name of its bridge, which tells the pid of its owner, and removed by the next
+one.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ import contextlib
 import ipaddress
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import docker
@@ -38,7 +42,7 @@ class DockerEngine:
         #: As jobs' engines are named in the settings.
         self.url = f"tcp://127.0.0.1:{self.port}"
         self.socket_url = f"unix://{folder}/docker.sock"
-        self._bridge = f"flt{secrets.token_hex(4)}"
+        self._bridge = f"flt{os.getpid()}x{secrets.token_hex(2)}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> DockerEngine:
@@ -65,9 +69,12 @@ class DockerEngine:
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
         if not Path(f"/sys/class/net/{self._bridge}").exists():
+            _sweep()
             self._make_bridge()
         folder = self._folder
-        (folder / "docker.pid").unlink(missing_ok=True)
+        # Left by a daemon that was killed: a pid of the dead may look alive where nobody buries them.
+        for left in ("docker.pid", "exec/containerd/containerd.pid"):
+            (folder / left).unlink(missing_ok=True)
         arguments = [
             program("dockerd") or "dockerd",
             *("-H", self.socket_url, "-H", self.url),
@@ -83,8 +90,13 @@ class DockerEngine:
     def kill(self) -> None:
         """`kill -9` of the daemon; its containers may live on."""
         assert self._process is not None
+        children = _descendants([self.pid])
         self._process.kill()
         self._process.wait(PATIENCE)
+        # Its containerd dies with it, but stays a zombie where init is slow: a new daemon would take it for alive.
+        for pid in children:
+            _kill(pid)
+        (self._folder / "exec/containerd/containerd.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Ask the daemon to end; its containers end too."""
@@ -112,13 +124,7 @@ class DockerEngine:
                 for container in client.containers(all=True, quiet=True):
                     client.remove_container(container["Id"], force=True)
             self.stop()
-        for pid in self._left_processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for mount in self._mounts():
-            subprocess.run(["umount", "-l", mount], check=False, capture_output=True, timeout=PATIENCE)
-        _ip("link", "del", self._bridge, check=False)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._folder, self._bridge)
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
@@ -145,21 +151,66 @@ class DockerEngine:
         _ip("addr", "add", f"{network.network_address + 1}/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
 
-    def _left_processes(self) -> list[int]:
-        """containerd, shims and the like that this engine left, told by its folder in their command lines."""
-        marker = f"{self._folder}/".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    if marker in (entry / "cmdline").read_bytes().replace(b"\0", b" ") + b"/":
-                        found.append(int(entry.name))
-        return found
 
-    def _mounts(self) -> list[str]:
-        lines = Path("/proc/self/mounts").read_text().splitlines()
-        points = [line.split()[1] for line in lines]
-        return [point for point in reversed(points) if point.startswith(f"{self._folder}/")]
+def _sweep() -> None:
+    """Remove the engines of test runs that were killed before they could."""
+    for bridge in Path("/sys/class/net").glob("flt*x*"):
+        owner = re.fullmatch(r"flt(\d+)x[0-9a-f]{4}", bridge.name)
+        if owner is None or Path(f"/proc/{owner[1]}").exists():
+            continue
+        folder: Path | None = None
+        for pid, arguments in _processes():
+            if arguments[0].endswith("dockerd") and bridge.name in arguments and "--data-root" in arguments:
+                folder = Path(arguments[arguments.index("--data-root") + 1]).parent
+                _kill(pid)
+        _remove(folder, bridge.name)
+
+
+def _remove(folder: Path | None, bridge: str) -> None:
+    """Remove what an engine that has ended left: containers' processes, mounts, its bridge and its folder."""
+    if folder is not None:
+        # containerd and the shims are told by the folder in their command lines; containers end with their shim's
+        # namespace, so they go first.
+        left = [pid for pid, arguments in _processes() if any(f"{folder}/" in argument for argument in arguments)]
+        for pid in [*_descendants(left), *left]:
+            _kill(pid)
+        points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for point in reversed(points):
+            if point.startswith(f"{folder}/"):
+                subprocess.run(["umount", "-l", point], check=False, capture_output=True, timeout=PATIENCE)
+        shutil.rmtree(folder, ignore_errors=True)
+    _ip("link", "del", bridge, check=False)
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    """Pid and command line of every other process."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if arguments[0]:
+                    yield int(entry.name), arguments
+
+
+def _descendants(pids: list[int]) -> list[int]:
+    """Children of the processes, and theirs."""
+    parents: dict[int, list[int]] = {}
+    for pid, _ in _processes():
+        with contextlib.suppress(OSError):
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    waiting = list(pids)
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def answers(url: str) -> bool:

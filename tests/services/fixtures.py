@@ -64,11 +64,11 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         yield started
 
 
-def started_engine(folder: Path) -> DockerEngine:
-    """A new engine with busybox, to be used as a context."""
+def started_engine(folder: Path, *, arguments: tuple[str, ...] = ()) -> DockerEngine:
+    """A new engine with busybox, to be used as a context; `arguments` are passed on to the daemon."""
     if why := DockerEngine.unavailable():
         missing("Docker", f"no engine is given (DOCKER_HOST) or running, and {why}")
-    return _EngineWithBusybox(folder)
+    return _EngineWithBusybox(folder, arguments=arguments)
 
 
 class _EngineWithBusybox(DockerEngine):

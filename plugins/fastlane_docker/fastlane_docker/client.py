@@ -15,7 +15,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
 #: Seconds to reach an engine, and to learn its version.
-_CONNECT_SECONDS = 10.0
+_CONNECT_SECONDS = 5.0
 #: A connection whose other end is gone is noticed after some 30 seconds of silence.
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),

@@ -1,0 +1,75 @@
+"""Runners on real engines, and runs on them."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import docker
+import pytest
+import pytest_asyncio
+
+from fastlane_core.testing.runner_driver import RunDriver
+from fastlane_docker.runner import DockerRunner
+from fastlane_docker.settings import DockerSettings, FarmSettings
+from tests.services.fixtures import SharedEngine
+from tests.services.tcp_proxy import TcpProxy
+
+BuildRunner = Callable[..., DockerRunner]
+
+
+@pytest.fixture
+def deployment_id() -> str:
+    return f"test-{uuid.uuid4()}"
+
+
+@pytest_asyncio.fixture
+async def build_runner(deployment_id: str) -> AsyncIterator[BuildRunner]:
+    """Makes a runner on hosts, with short time-outs; `await runner.open()` it. All are closed in the end."""
+    runners: list[DockerRunner] = []
+
+    def build(*hosts: str, deployment: str | None = None, **settings: object) -> DockerRunner:
+        farm = FarmSettings(hosts=list(hosts), maxRunning=8)
+        values = {"docker_timeout_seconds": 10.0, "docker_ping_seconds": 0.2, **settings}
+        runner = DockerRunner(DockerSettings(docker_hosts=[farm], **values), deployment or deployment_id)
+        runners.append(runner)
+        return runner
+
+    yield build
+    for runner in runners:
+        await runner.close()
+
+
+@pytest_asyncio.fixture
+async def runner(build_runner: BuildRunner, docker_engine: SharedEngine) -> DockerRunner:
+    """An open runner on the shared engine."""
+    runner = build_runner(docker_engine.url)
+    await runner.open()
+    return runner
+
+
+@pytest.fixture
+def sdk(docker_engine: SharedEngine) -> Iterator[docker.DockerClient]:
+    """The shared engine as its operator sees it."""
+    with contextlib.closing(docker.DockerClient(base_url=docker_engine.url, timeout=60)) as client:
+        yield client
+
+
+@pytest.fixture
+def runs(deployment_id: str, sdk: docker.DockerClient) -> Iterator[RunDriver]:
+    """Starts runs; their containers are removed from the shared engine when the test is over."""
+    yield RunDriver(deployment_id=deployment_id, image="busybox:latest")
+    for container in sdk.containers.list(all=True, filters={"label": f"fastlane.deployment={deployment_id}"}):
+        container.remove(force=True, v=True)
+
+
+@pytest.fixture
+def proxy(docker_engine: SharedEngine) -> Iterator[TcpProxy]:
+    """A proxy in front of the shared engine, which must listen on TCP for that."""
+    scheme, _, where = docker_engine.url.partition("://")
+    if scheme != "tcp":
+        pytest.skip("the shared engine does not listen on TCP, so no proxy can stand before it")
+    name, _, port = where.partition(":")
+    with TcpProxy((name, int(port))) as proxy:
+        yield proxy

@@ -1,0 +1,113 @@
+"""A TCP proxy in front of a server, which a test makes refuse, hang, cut or slow down."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from types import TracebackType
+
+_READ = 64 * 1024
+
+
+class TcpProxy:
+    """Listens on a port of the loopback address and passes everything on to `target`."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._flows = threading.Event()
+        self._flows.set()
+        self._delay = 0.0
+        self._sockets: set[socket.socket] = set()
+        self._listener: socket.socket | None = None
+        self._listen(0)
+        #: Where it listens, for as long as it lives.
+        self.port = self._bound_port()
+
+    @property
+    def url(self) -> str:
+        """As in DOCKER_HOST."""
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> TcpProxy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.refuse()
+
+    def pass_on(self, *, delay: float = 0.0) -> None:
+        """Work, with `delay` seconds before each piece of data, in either direction."""
+        self._delay = delay
+        if self._listener is None:
+            self._listen(self.port)
+        self._flows.set()
+
+    def hang(self) -> None:
+        """Keep connections and take new ones, but let nothing through until told otherwise."""
+        self._flows.clear()
+
+    def cut(self) -> None:
+        """Reset what is connected; new connections are taken."""
+        with self._lock:
+            sockets, self._sockets = self._sockets, set()
+        for each in sockets:
+            _shut(each)
+
+    def refuse(self) -> None:
+        """Reset what is connected, and refuse new connections."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            _shut(listener)
+        self.cut()
+        self._flows.set()
+
+    def _listen(self, port: int) -> None:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+        self._listener = listener
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _bound_port(self) -> int:
+        assert self._listener is not None
+        return int(self._listener.getsockname()[1])
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(self._target, timeout=10)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            with self._lock:
+                self._sockets |= {near, far}
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(_READ):
+                self._flows.wait()
+                if self._delay:
+                    time.sleep(self._delay)
+                sink.sendall(data)
+        with self._lock:
+            self._sockets -= {source, sink}
+        _shut(source)
+        _shut(sink)
+
+
+def _shut(each: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        each.shutdown(socket.SHUT_RDWR)
+    each.close()
