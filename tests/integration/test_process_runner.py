@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from fastlane_core.builtin.process import shim
+from fastlane_core.builtin.process.run_folder import RunFolder, remove_tree
 from fastlane_core.builtin.process.runner import ProcessRunner
 from fastlane_core.builtin.process.settings import ProcessOptions, ProcessSettings
 from fastlane_core.builtin.process.state_folder import REMEMBERED
-from fastlane_core.errors import EngineUnavailable, RunnerError, SettingsError, StartRejected
+from fastlane_core.builtin.process.watch import until_gone
+from fastlane_core.errors import EngineUnavailable, RunnerError, RunNotFound, SettingsError, StartRejected
 from fastlane_core.models import Reason
 from fastlane_core.testing.runner_context import runner_context
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, StartedRun, Written
@@ -126,10 +128,29 @@ async def test_stdin_is_empty(runner: ProcessRunner, runs: RunDriver) -> None:
 
 
 async def test_run_inherits_nothing_but_its_three_streams(runner: ProcessRunner, runs: RunDriver) -> None:
-    run = await runs.start(runner, sh("ls /proc/$$/fd; grep -E '^Sig(Ign|Blk)' /proc/$$/status; umask"))
+    files = await runs.start(runner, sh("ls /proc/$$/fd; umask"))
+    # Read by the command itself: a shell blocks signals while it starts another.
+    signals = await runs.start(runner, "grep -E '^Sig(Ign|Blk)' /proc/self/status")
 
-    lines = (await run.written()).stdout.decode().split()
-    assert lines == ["0", "1", "2", "SigBlk:", "0" * 16, "SigIgn:", "0" * 16, "0022"]
+    assert (await files.written()).stdout.decode().split() == ["0", "1", "2", "0022"]
+    assert (await signals.written()).stdout.decode().split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+
+
+async def test_shim_of_a_run_whose_folder_was_removed_ends_with_the_run(
+    runner: ProcessRunner, runs: RunDriver, folder: Path
+) -> None:
+    run = await runs.start(runner, sh("echo ready; sleep 1"))
+    await run.until_ready()
+    run_folder = folder / "runs" / run.request.execution_id
+    its = RunFolder(run_folder).started()
+    assert its is not None
+
+    remove_tree(run_folder)
+
+    async with asyncio.timeout(DEADLINE):
+        await until_gone(its.shim, its.shim_ticks)
+    with pytest.raises(RunNotFound):
+        await run.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGPIPE])

@@ -219,6 +219,9 @@ class _Command:
                     os.fsync(copy.target)
                 write_durably(EXIT_FILE, text)
                 return
+            except FileNotFoundError:
+                # Somebody removed the folder: there is nowhere, and nobody, to tell.
+                return
             except OSError as error:
                 # A full disk: the run goes on counting as running until its result can be kept.
                 _complain(error)
