@@ -70,7 +70,8 @@ def through_fastlane(service: Service, jobs: int) -> Block:
     payload = {"image": IMAGE, "command": " ".join(COMMAND)}
     answers = [service.submit("bench", payload) for _ in range(jobs)]
     for answer in answers:
-        until("the job has ended", lambda answer=answer: _ended(service, answer), patience=600)
+        # A pause that is short against the block, and long against what an answer costs.
+        until("the job has ended", lambda answer=answer: _ended(service, answer), patience=600, pause=0.1)
     seconds = time.monotonic() - begun
     used = _cpu_seconds(service.process.pid) - cpu
     for answer in answers:

@@ -20,14 +20,14 @@ from tests.services.docker_engine import free_port
 PATIENCE = 90.0
 
 
-def until(what: str, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
+def until(what: str, condition: Callable[[], Any], patience: float = PATIENCE, pause: float = 0.02) -> Any:
     """Wait until the condition holds and return what it gave; fails with `what` when patience runs out."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
-        time.sleep(0.02)
+        time.sleep(pause)
     raise AssertionError(f"gave up waiting until {what}")
 
 
