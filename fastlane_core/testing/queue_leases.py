@@ -260,6 +260,17 @@ class QueueLeaseTests(QueueFixtures):
         assert following.item.execution_id == "next"
         assert await queue.assign(following, [("place", 1)]) == "place"
 
+    async def test_a_released_item_is_granted_without_its_old_place(self, queue: Queue) -> None:
+        await queue.put([an_item()])
+        lease = await claim_one(queue)
+        await queue.assign(lease, [("place", 1)])
+        await queue.release(lease, delay=0.0)
+
+        again = await claim_one(queue)
+
+        assert again.place is None
+        assert await queue.loads("lane") == {}
+
     async def test_a_repeated_release_is_harmless(self, queue: Queue) -> None:
         await queue.put([an_item("run")])
         lease = await claim_one(queue)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fastlane_core.builtin.sqlite.queue import SqliteQueue
 from fastlane_core.builtin.sqlite.storage import SqliteStorage
-from fastlane_core.contracts.queue import QueueItem
+from fastlane_core.contracts.queue import Lease
 from fastlane_core.errors import FastlaneError
 from fastlane_core.testing.examples import a_submission, an_item
 
@@ -53,14 +53,32 @@ async def fill(path: Path, count: int) -> None:
     print("done", flush=True)
 
 
-async def put(path: Path) -> None:
-    """Do as stdin says."""
+async def obey(path: Path) -> None:
+    """Do as stdin says: a verb, a space, and the rest of the line for it."""
     queue = SqliteQueue(path, clock=time.time)
     await queue.open()
+    leases: list[Lease] = []
     print("ready", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
-        await queue.put([QueueItem(execution_id=line.strip(), task_id="task", lane="lane")])
-        await queue.publish(line.strip())
+        verb, _, rest = line.strip().partition(" ")
+        match verb:
+            case "put":
+                await queue.put([an_item(rest)])
+            case "publish":
+                await queue.publish(rest)
+            case "claim":
+                leases += await queue.claim("lane", worker="other", capacity=1, limit=1, lease_seconds=float(rest))
+            case "ack":
+                await queue.ack(leases.pop())
+            case "release":
+                await queue.release(leases.pop(), delay=float(rest))
+            case "hand_over":
+                await queue.hand_over(leases)
+            case "rebuilt":
+                await queue.rebuilt()
+            case _:
+                raise ValueError(line)
+        print("ready", flush=True)
 
 
 async def work(path: Path) -> None:
@@ -96,7 +114,7 @@ def main() -> None:
     if role == "fill":
         asyncio.run(fill(path, int(sys.argv[3])))
     else:
-        asyncio.run({"submit": submit, "put": put, "work": work, "full": full}[role](path))
+        asyncio.run({"submit": submit, "obey": obey, "work": work, "full": full}[role](path))
 
 
 if __name__ == "__main__":

@@ -99,25 +99,50 @@ async def test_processes_that_write_at_the_same_time_all_get_through(
     assert (await queue.stats())["lane"].waiting == 450
 
 
-async def test_an_item_of_another_process_wakes_who_waits(queue: SqliteQueue, start: StartProcess) -> None:
-    process = await ready(await start("put"))
-    for number in range(3):
-        waiting = asyncio.create_task(queue.wait(["lane"], DEADLINE * 100))
-        await tell(process, f"item {number}")
-        await asyncio.wait_for(waiting, DEADLINE)
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ([], "put item"),
+        (["put first", "claim 600", "put item"], "ack"),
+        (["put first", "claim 600", "put item"], "release 600"),
+        (["put item", "claim 600"], "hand_over"),
+    ],
+)
+async def test_what_another_process_does_wakes_who_waits(
+    queue: SqliteQueue, start: StartProcess, before: list[str], change: str
+) -> None:
+    process = await ready(await start("obey"))
+    for line in before:
+        await tell(process, line)
+    assert await claimed(queue) == []
+    waiting = asyncio.create_task(wait_and_claim(queue))
+    await tell(process, change)
 
-        (lease,) = await queue.claim("lane", worker="here", capacity=9, limit=9, lease_seconds=30.0)
-        assert lease.item.execution_id == f"item {number}"
+    assert await asyncio.wait_for(waiting, DEADLINE) == ["item"]
+
+
+async def test_the_end_of_a_rebuild_by_another_process_wakes_who_waits(path: Path, start: StartProcess) -> None:
+    queue = SqliteQueue(path, clock=time.time)
+    await queue.open()
+    try:
+        await queue.put([an_item("item")])
+        waiting = asyncio.create_task(wait_and_claim(queue))
+        process = await ready(await start("obey"))
+        await tell(process, "rebuilt")
+
+        assert await asyncio.wait_for(waiting, DEADLINE) == ["item"]
+    finally:
+        await queue.close()
 
 
 async def test_a_message_of_another_process_reaches_who_listens(queue: SqliteQueue, start: StartProcess) -> None:
-    process = await ready(await start("put"))
+    process = await ready(await start("obey"))
     async with queue.subscribe(["unheard", "topic"]) as subscription:
         for _ in range(3):
-            await tell(process, "topic")
+            await tell(process, "publish topic")
             assert await subscription.next(DEADLINE) == "topic"
-        await tell(process, "something else")
-        await tell(process, "unheard")
+        await tell(process, "publish something else")
+        await tell(process, "publish unheard")
         assert await subscription.next(DEADLINE) == "unheard"
 
 
@@ -149,15 +174,29 @@ async def test_a_full_disk_is_told_and_loses_nothing(path: Path, start: StartPro
         await storage.close()
 
 
+async def wait_and_claim(queue: SqliteQueue) -> list[str]:
+    """Wait, for much longer than the test takes, until something is granted; `wait` may return for no reason."""
+    while not (found := await claimed(queue)):
+        await queue.wait(["lane"], DEADLINE * 100)
+    return found
+
+
+async def claimed(queue: SqliteQueue) -> list[str]:
+    """What this process is granted."""
+    leases = await queue.claim("lane", worker="here", capacity=1, limit=9, lease_seconds=600.0)
+    return [lease.item.execution_id for lease in leases]
+
+
 async def ready(process: Process) -> Process:
-    """The process, once it has opened the file."""
+    """The process, once it has done what it was told."""
     assert process.stdout is not None
     assert (await asyncio.wait_for(process.stdout.readline(), DEADLINE)).strip() == b"ready"
     return process
 
 
 async def tell(process: Process, line: str) -> None:
-    """Write a line to its stdin."""
+    """Let it do something."""
     assert process.stdin is not None
     process.stdin.write(line.encode() + b"\n")
     await process.stdin.drain()
+    await ready(process)

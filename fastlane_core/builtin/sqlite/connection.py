@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastlane_core.builtin.sqlite.trouble import DatabaseUnavailable, explain, is_busy
 
-#: Seconds between tries to get the lock. SQLite's own back-off grows to 100 ms and starves beside a busy process.
+#: Seconds between tries to get the lock: SQLite's own back-off grows to 100 ms, and starves beside a busy process.
 _RETRY_SECONDS = 0.002
 #: KiB of pages that each connection keeps in memory.
 _WRITER_CACHE = 65_536
@@ -34,13 +34,18 @@ def prepare_file(path: Path) -> None:
 
 
 def open_writer(path: Path, busy_seconds: float) -> sqlite3.Connection:
-    """A connection that writes; what it commits is on disk. Raises DatabaseUnavailable."""
+    """A connection that writes, after `begin`; what it commits is on disk. Raises DatabaseUnavailable."""
     return _open(path, busy_seconds, (f"PRAGMA cache_size = -{_WRITER_CACHE}", "PRAGMA synchronous = FULL"))
 
 
 def open_reader(path: Path, busy_seconds: float) -> sqlite3.Connection:
     """A connection that only reads. Raises DatabaseUnavailable."""
-    return _open(path, busy_seconds, (f"PRAGMA cache_size = -{_READER_CACHE}", "PRAGMA query_only = ON"))
+    pragmas = (
+        f"PRAGMA busy_timeout = {round(busy_seconds * 1000)}",
+        f"PRAGMA cache_size = -{_READER_CACHE}",
+        "PRAGMA query_only = ON",
+    )
+    return _open(path, busy_seconds, pragmas)
 
 
 def begin(connection: sqlite3.Connection, busy_seconds: float) -> None:
@@ -94,7 +99,6 @@ def _open(path: Path, busy_seconds: float, pragmas: tuple[str, ...]) -> sqlite3.
     try:
         _use_write_ahead_log(connection, path, busy_seconds)
         for pragma in (
-            f"PRAGMA busy_timeout = {round(busy_seconds * 1000)}",
             f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}",
             f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}",
             "PRAGMA temp_store = MEMORY",
