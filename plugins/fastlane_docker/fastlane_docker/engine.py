@@ -124,7 +124,9 @@ class Engine:
         except RuntimeError as error:
             raise self.unavailable(what, error) from error
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
+            # Not `wait_for`, which up to Python 3.11 may drop a cancellation that comes together with the answer.
+            async with asyncio.timeout(seconds):
+                return await asyncio.wrap_future(future)
         except TimeoutError:
             raise EngineUnavailable(
                 f"the Docker engine {self.address.key} cannot be reached ({what}): no answer within {seconds:g} s"

@@ -136,7 +136,8 @@ class _Reading:
                 # The event stays set, so that the next round does not wait for it.
                 wake.set()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._ready.wait(), _LINGER_SECONDS)
+                    async with asyncio.timeout(_LINGER_SECONDS):
+                        await self._ready.wait()
                 return self._ready.is_set()
         return True
 

@@ -154,7 +154,8 @@ class DockerRunner(Runner):
                 if containers.has_ended(state):
                     return containers.outcome(state)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(wake.wait(), _LOOK_AGAIN_SECONDS)
+                    async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
+                        await wake.wait()
                 if engine.trouble:
                     raise EngineUnavailable(engine.trouble)
 
