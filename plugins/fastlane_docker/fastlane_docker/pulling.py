@@ -30,6 +30,8 @@ _NOT_THERE = (
     "no basic auth",
     "repository name not known",
 )
+#: Statuses that say the same: a reference that is none, wrong credentials, no such image.
+_REFUSED = (400, 401, 403, 404)
 #: Seconds without a word from the engine after which a pull is given up.
 _QUIET_SECONDS = 120.0
 
@@ -125,11 +127,18 @@ def _pull(client: Client, image: str, timeout: float, tell: ProgressCallback) ->
                     current, total = (sum(layer[part] for layer in layers.values()) for part in (0, 1))
                     tell(Progress(message=f"pulling {image}: {current} of {total} bytes", current=current, total=total))
     except APIError as error:
-        raise _refusal(image, explanation(error)) from error
+        words = explanation(error)
+        if error.status_code in _REFUSED:
+            raise _not_there(image, words) from error
+        raise _refusal(image, words) from error
     tell(Progress(message=f"pulled {image}"))
 
 
 def _refusal(image: str, words: str) -> ImageNotFound | StartRejected:
     if any(each in words.lower() for each in _NOT_THERE):
-        return ImageNotFound(f"there is no image {image}, or it may not be pulled: {words}")
+        return _not_there(image, words)
     return StartRejected(f"the image {image} could not be pulled: {words}")
+
+
+def _not_there(image: str, words: str) -> ImageNotFound:
+    return ImageNotFound(f"there is no image {image}, or it may not be pulled: {words}")

@@ -187,17 +187,19 @@ class DockerRunner(Runner):
 
     async def finish(self, handle: RunHandle) -> None:
         engine, container = self._located(handle)
-        name = str(handle.data["name"])
+        name = str(handle.data["name"]).replace(containers.NAME_PREFIX, containers.DEFUNCT_PREFIX, 1)
 
         def rename(client: Client) -> None:
             try:
-                client.rename(container, name.replace(containers.NAME_PREFIX, containers.DEFUNCT_PREFIX, 1))
+                client.rename(container, name)
             except NotFound:
                 return
             except APIError as error:
-                # It bears that name already.
                 if error.status_code not in (400, 409):
                     raise
+                # It bears that name already, or another container does.
+                if containers.DEFUNCT_PREFIX not in client.inspect_container(container)["Name"]:
+                    client.rename(container, f"{name}-{container[:12]}")
 
         await engine.call("rename", rename)
 
