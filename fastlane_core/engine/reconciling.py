@@ -90,7 +90,9 @@ class Reconciler:
                     break
         await queue.rebuilt()
         if any(counts.values()):
-            self._mended(None, f"the queue had lost its data; put back {counts}")
+            self._mended(
+                None, f"the queue was empty; put back {counts['leases']} leases and {counts['waiting']} that wait"
+            )
 
     async def _put_missing(self) -> None:
         """Put executions into the queue that it should hold but does not."""

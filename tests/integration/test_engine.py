@@ -46,6 +46,9 @@ async def test_a_failure_is_tried_again_as_often_as_asked_and_each_attempt_is_li
     assert [each.retry_of for each in attempts] == [None, attempts[0].id, attempts[1].id]
     assert [each.owes_at for each in attempts] == [None, None, None]
     assert all(count == 1 for count in fastlane.engine.starts.values())
+    # Whoever ends an attempt makes the next one; the reconciler only does it for workers that died.
+    mended = [event for event in fastlane.events if event.kind is EventKind.EXECUTION_MENDED]
+    assert not [event for event in mended if event.execution_id is not None]
 
 
 async def test_a_missing_image_fails_with_its_reason_and_is_no_trouble_of_the_place(fastlane: Deployment) -> None:
@@ -136,6 +139,19 @@ async def test_a_start_whose_answer_was_lost_is_found_and_not_repeated(fastlane:
     assert await fastlane.output(ended) == b"once\n"
 
 
+async def test_an_execution_whose_start_gets_no_answer_stays_with_its_place_and_says_why(fastlane: Deployment) -> None:
+    for _ in range(20):
+        fastlane.engine.fail_next_start(EngineUnavailable("host hangs"))
+    async with fastlane.worker():
+        execution = await fastlane.submit("true")
+        await until(lambda: _waits_for(fastlane, execution, "host hangs"))
+        waiting = await fastlane.now(execution)
+        assert (waiting.status, waiting.place) == (Status.PULLING, "host")
+        ended = await fastlane.ended(execution)
+    assert (ended.status, ended.attempt, ended.waiting_for) == (Status.DONE, 1, None)
+    assert fastlane.engine.starts == {execution.id: 1}
+
+
 async def test_a_short_outage_while_a_run_goes_on_is_waited_out(fastlane: Deployment) -> None:
     async with fastlane.worker():
         execution = await fastlane.running(await fastlane.submit("hang"))
@@ -158,6 +174,9 @@ async def test_an_engine_that_stays_away_is_lost_and_its_run_is_cleaned_up_later
         assert (lost.status, lost.reason) == (Status.FAILED, Reason.ENGINE_LOST)
         fastlane.clock.advance(60)
         await until(lambda: execution.id not in fastlane.engine.running)
+        stopped = fastlane.engine.run(execution.id).outcome
+        assert stopped is not None
+        assert stopped.exit_code == 143
         await until(lambda: _count_attempts(fastlane, execution, 2))
         (_, second) = await fastlane.attempts(execution)
         assert second.retries_used == 0
@@ -248,6 +267,7 @@ async def test_a_queue_that_lost_its_data_is_rebuilt_and_nothing_doubles(fastlan
 
 
 async def test_an_execution_that_the_queue_never_got_is_put_there(fastlane: Deployment) -> None:
+    await fastlane.queue.rebuilt()
     execution = await fastlane.submit("true")
     await fastlane.queue.cancel(execution.id)
     fastlane.clock.advance(60)
@@ -312,6 +332,10 @@ async def _count_attempts(fastlane: Deployment, execution: Execution, count: int
 async def _a_worker_reports(fastlane: Deployment, words: str) -> bool:
     states = await fastlane.storage.list_state(WORKERS_SCOPE)
     return any(words in str(state.value["lanes"]) for state in states.values())
+
+
+async def _waits_for(fastlane: Deployment, execution: Execution, words: str) -> bool:
+    return words in ((await fastlane.now(execution)).waiting_for or "")
 
 
 async def _has_output(fastlane: Deployment, execution: Execution, output: bytes) -> bool:
