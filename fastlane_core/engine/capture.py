@@ -92,7 +92,9 @@ class LogCapture:
                 if pause <= 0:
                     return batch, False
                 try:
-                    item = await asyncio.wait_for(pipe.get(), pause)
+                    # Not `wait_for`, which up to Python 3.11 may drop a cancellation that comes with the answer.
+                    async with asyncio.timeout(pause):
+                        item = await pipe.get()
                 except TimeoutError:
                     return batch, False
             else:
