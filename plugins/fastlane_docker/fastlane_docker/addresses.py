@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 _DEFAULT_PORT = 2375
+#: What a name or an IP address of either version is made of.
+_NAME = re.compile(r"[a-z0-9_.-]+|[0-9a-f:.]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def parse_address(text: str) -> Address:
         name, port = parts.hostname, parts.port or _DEFAULT_PORT
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}; expected name:port with a port from 1 to 65535") from error
-    if not name or parts.path.strip("/") or parts.query or parts.username:
+    if not name or not _NAME.fullmatch(name) or parts.path.strip("/") or parts.query or parts.username:
         raise ValueError(f"{text!r}: expected name, name:port, tcp://name:port or unix:///path")
     shown = f"[{name}]" if ":" in name else name
     return Address(key=f"{shown}:{port}", url=f"tcp://{shown}:{port}", host=name, port=port)

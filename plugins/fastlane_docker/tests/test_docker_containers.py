@@ -154,11 +154,12 @@ async def test_many_runs_are_followed_at_once(runner: DockerRunner, runs: RunDri
     assert read[:-1] == [expected] * 64
 
 
+@pytest.mark.parametrize("script", ["echo on; exec sleep 600", "echo on; exec yes on"])
 async def test_whoever_stops_reading_lets_go_of_the_engine_at_once(
-    runner: DockerRunner, runs: RunDriver, sdk: docker.DockerClient
+    runner: DockerRunner, runs: RunDriver, script: str
 ) -> None:
-    run = await runs.start(runner, "sh -c 'yes'")
-    await run.logs_until(lambda outputs: sum(len(output.data) for output in outputs) > 200_000)
+    run = await runs.start(runner, f"sh -c '{script}'")
+    await run.logs_until(lambda outputs: b"on" in Written.of(outputs[-1:]).stdout)
 
     deadline = time.monotonic() + DEADLINE
     while any("_Reading._copy" in each for each in _frames()):
