@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := -e . -e plugins/fastlane_docker
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format services wheels clean
+.PHONY: help demo test test-core lint format services wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,10 +35,15 @@ format: .venv/.ready ## Format the code
 test: lint services ## Check everything; skipped tests are listed at the end with their reasons
 	$(BIN)/python -m pytest $(TESTS)
 
+test-core: .venv/.ready ## Run the tests of core with no plugin installed, in .venv-core
+	@test -x .venv-core/bin/python || $(PYTHON) -m venv .venv-core
+	@$(BIN)/uv pip install --quiet --python .venv-core/bin/python --constraint constraints.txt --group dev -e .
+	.venv-core/bin/python -m pytest tests -m "not services"
+
 wheels: .venv/.ready ## Build the wheels of every distribution into dist/
 	rm -rf dist
 	$(BIN)/uv build --quiet --wheel --out-dir dist .
 	$(BIN)/uv build --quiet --wheel --out-dir dist plugins/fastlane_docker
 
 clean: ## Remove the environment and everything built
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-core dist build .mypy_cache .ruff_cache .pytest_cache
