@@ -2,6 +2,8 @@
 
 SHELL := /bin/sh
 PYTHON ?= python3
+# What `test-core` runs.
+CORE_TESTS ?= tests
 BIN := .venv/bin
 PACKAGES := -e . -e plugins/fastlane_docker
 
@@ -38,7 +40,7 @@ test: lint services ## Check everything; skipped tests are listed at the end wit
 test-core: .venv/.ready ## Run the tests of core with no plugin installed, in .venv-core
 	@test -x .venv-core/bin/python || $(PYTHON) -m venv .venv-core
 	@$(BIN)/uv pip install --quiet --python .venv-core/bin/python --constraint constraints.txt --group dev -e .
-	.venv-core/bin/python -m pytest tests -m "not services"
+	.venv-core/bin/python -m pytest $(CORE_TESTS) -m "not services"
 
 wheels: .venv/.ready ## Build the wheels of every distribution into dist/
 	rm -rf dist
