@@ -6,6 +6,7 @@ its results are stored, tells a worker that was held up since that there is noth
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from docker.errors import APIError, NotFound
@@ -19,6 +20,9 @@ from fastlane_docker.settings import DockerSettings
 
 #: Tries, where others remove or rename the container meanwhile.
 _TRIES = 3
+#: An engine gives a name away some time before the container can be seen: looks for it, and seconds between them.
+_LOOKS = 100
+_LOOK_SECONDS = 0.05
 
 
 def start_run(client: Client, request: RunRequest, settings: DockerSettings) -> str:
@@ -49,7 +53,7 @@ def start_run(client: Client, request: RunRequest, settings: DockerSettings) -> 
 def _created_or_found(client: Client, request: RunRequest, settings: DockerSettings) -> tuple[str, bool]:
     """The container's id, and whether this call created it."""
     name = containers.name_of(request.execution_id)
-    for _ in range(_TRIES):
+    for _ in range(_LOOKS):
         try:
             return containers.create(client, request, settings), True
         except NotFound as error:
@@ -62,9 +66,10 @@ def _created_or_found(client: Client, request: RunRequest, settings: DockerSetti
         try:
             found = client.inspect_container(name)
         except NotFound:
-            # Processed, or removed, since the conflict.
+            # Another worker is creating it still, or it was processed or removed since the conflict.
             if (processed := _processed(client, request)) is not None:
                 return processed, False
+            time.sleep(_LOOK_SECONDS)
             continue
         return _own(found, request), False
     raise EngineUnavailable(f"the name {name} is taken on {request.place}, but by no container")
