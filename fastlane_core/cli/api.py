@@ -21,4 +21,4 @@ def command(config: Path | None, host: str, port: int) -> None:
     async def main(application: Application, stop: asyncio.Event) -> None:
         await serve_api(application, host, port, stop)
 
-    run_until_signal(main, config=config, api_bind=host)
+    run_until_signal(main, config=config, listen=(host, port))

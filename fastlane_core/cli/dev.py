@@ -27,4 +27,4 @@ def command(config: Path | None, host: str, port: int, worker_id: str | None) ->
         worker = application.worker(worker_id)
         await first_to_end(stop, serve_api(application, host, port, stop), worker.run(stop))
 
-    run_until_signal(main, config=config, api_bind=host)
+    run_until_signal(main, config=config, listen=(host, port))

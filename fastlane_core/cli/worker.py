@@ -25,4 +25,4 @@ def command(config: Path | None, worker_id: str | None) -> None:
     async def main(application: Application, stop: asyncio.Event) -> None:
         await application.worker(worker_id).run(stop)
 
-    run_until_signal(main, config=config, api_bind=None)
+    run_until_signal(main, config=config)

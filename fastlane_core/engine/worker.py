@@ -22,8 +22,10 @@ log = structlog.get_logger(__name__)
 
 #: Scope of the shared state in which workers report.
 WORKERS_SCOPE = "workers"
-#: Seconds between two reports, and after which a worker that did not report is taken for dead.
+#: Seconds between two reports without news, and after which a worker that did not report is taken for dead.
 REPORT_SECONDS = 5.0
+#: Seconds between two looks whether lanes or hosts have changed, which is reported at once.
+_LOOK_SECONDS = 0.5
 DEAD_AFTER_SECONDS = 60.0
 #: Seconds that letting go may take; then the leases run out by themselves.
 _LETTING_GO = 2.0
@@ -107,13 +109,18 @@ class Worker:
 
     async def _report(self) -> None:
         """Tell the API processes what this worker is and sees; they have no engine in reach."""
+        told: dict[str, Json] = {}
+        told_at = float("-inf")
         while True:
-            with suppress(StorageUnavailable):
-                await self._context.storage.put_state(
-                    WORKERS_SCOPE, self._context.worker, await self._state(), revision=None
-                )
-                await self._forget_the_dead()
-            await asyncio.sleep(REPORT_SECONDS)
+            state = await self._state()
+            news = any(state[key] != told.get(key) for key in ("lanes", "hosts"))
+            now = asyncio.get_running_loop().time()
+            if news or now - told_at >= REPORT_SECONDS:
+                with suppress(StorageUnavailable):
+                    await self._context.storage.put_state(WORKERS_SCOPE, self._context.worker, state, revision=None)
+                    await self._forget_the_dead()
+                    told, told_at = state, now
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _state(self) -> dict[str, Json]:
         context = self._context

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import click.testing
 import pytest
 import structlog
 
@@ -20,6 +21,7 @@ from fastlane_core.plugins import load_application_parts
 
 PLUGIN = """
 import click
+import click.testing
 from pydantic import BaseModel, Field
 from fastlane_core.errors import StorageUnavailable
 from fastlane_core.hookspecs import SettingsSection, hookimpl
