@@ -21,7 +21,6 @@ from fastlane_core.plugins import load_application_parts
 
 PLUGIN = """
 import click
-import click.testing
 from pydantic import BaseModel, Field
 from fastlane_core.errors import StorageUnavailable
 from fastlane_core.hookspecs import SettingsSection, hookimpl
