@@ -81,8 +81,11 @@ async def store_execution(storage: Storage, execution: Execution) -> Execution:
 async def all_pages(read_page: ReadPage[Record]) -> list[Record]:
     """What a list gives, page by page."""
     records: list[Record] = []
+    seen: set[str | None] = set()
     cursor = None
     while True:
+        assert cursor not in seen, "the list goes round in circles"
+        seen.add(cursor)
         page = await read_page(cursor)
         records += page.items
         cursor = page.cursor

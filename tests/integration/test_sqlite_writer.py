@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Held:
         self._connection.close()
 
 
-async def gather(database: Database, operations: list[Operation]) -> list[object]:
+async def gather(database: Database, operations: list[Operation]) -> Sequence[object]:
     """Let all wait together, then run."""
     with Held(database):
         # The first is taken alone, and keeps the others waiting for its turn.
