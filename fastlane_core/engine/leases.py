@@ -12,7 +12,7 @@ from fastlane_core.contracts.queue import Lease
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.supervision import Supervision
 from fastlane_core.engine.topics import worker_topic
-from fastlane_core.errors import QueueUnavailable
+from fastlane_core.errors import QueueUnavailable, StorageUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class LeaseKeeper:
                 await wake_ups.next(pause)
                 # With trouble at the queue the runs go on; nobody adopts while it is out of reach, and what it
                 # has lost when it is back the reconcilers put there again.
-                with suppress(QueueUnavailable):
+                with suppress(QueueUnavailable, StorageUnavailable):
                     await self.renew()
 
     async def renew(self) -> None:
@@ -81,7 +81,9 @@ class LeaseKeeper:
                 log.warning("lost a lease; another worker has the execution", execution=execution_id)
                 found[1].cancel()
         for execution_id in renewal.stop:
-            if execution_id in self._held:
+            # Storage is the truth: the queue's word alone stops nothing.
+            stored = await self._context.storage.get_execution(execution_id)
+            if stored is not None and stored.stop_requested_at is not None and execution_id in self._held:
                 self._held[execution_id][0].stop_wanted.set()
 
     async def hand_over(self) -> None:

@@ -116,6 +116,17 @@ async def test_stopping_a_running_job_kills_its_run_and_ends_its_retries(fastlan
     assert await fastlane.output(ended) == b"ready\n"
 
 
+async def test_the_queue_s_word_alone_stops_no_run(fastlane: Deployment) -> None:
+    async with fastlane.worker(options=replace(QUICK, lease_seconds=0.3)):
+        execution = await fastlane.running(await fastlane.submit("hang"))
+        await fastlane.queue.cancel(execution.id)
+        # Several renewals of the lease, each of which brings the queue's word.
+        await asyncio.sleep(0.4)
+        assert fastlane.engine.running == [execution.id]
+        fastlane.engine.end(execution.id)
+        assert (await fastlane.ended(execution)).status is Status.DONE
+
+
 # Engines in trouble
 
 
