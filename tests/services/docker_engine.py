@@ -154,9 +154,10 @@ class DockerEngine:
 
 def _sweep() -> None:
     """Remove the engines of test runs that were killed before they could."""
+    alive = {pid for pid, _ in _processes()} | {os.getpid()}
     for bridge in Path("/sys/class/net").glob("flt*x*"):
         owner = re.fullmatch(r"flt(\d+)x[0-9a-f]{4}", bridge.name)
-        if owner is None or Path(f"/proc/{owner[1]}").exists():
+        if owner is None or int(owner[1]) in alive:
             continue
         folder: Path | None = None
         for pid, arguments in _processes():
@@ -183,7 +184,7 @@ def _remove(folder: Path | None, bridge: str) -> None:
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
-    """Pid and command line of every other process."""
+    """Pid and command line of every other process, without zombies: they have none."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
