@@ -32,6 +32,8 @@ from tests.end_to_end.service import Service, until
 
 IMAGE = "busybox:latest"
 COMMAND = ["echo", "hello"]
+#: Marks the benchmark's containers, of both kinds: an engine that was given may hold others.
+LABEL, DEPLOYMENT = "fastlane.deployment", f"benchmark-{uuid.uuid4()}"
 LOG_CONFIG = LogConfig(type="local", config={"max-size": "80m", "max-file": "1", "compress": "false"})
 
 
@@ -48,7 +50,9 @@ def bare(client: docker.DockerClient, jobs: int, threads: int) -> Block:
 
     def one(_: int) -> None:
         name = f"bench-{uuid.uuid4().hex}"
-        container = client.containers.create(IMAGE, COMMAND, name=name, log_config=LOG_CONFIG)
+        container = client.containers.create(
+            IMAGE, COMMAND, name=name, log_config=LOG_CONFIG, labels={LABEL: DEPLOYMENT}
+        )
         container.start()
         assert container.wait()["StatusCode"] == 0
         assert container.logs() == b"hello\n"
@@ -124,9 +128,8 @@ def main() -> int:
         )
         print(f"the bare engine is fastest with {best_threads} containers at a time")
         hosts = [{"match": "", "hosts": [url], "maxRunning": best_threads}]
-        service = Service(
-            Path(folder), {"RUNNERS": ["docker"], "DOCKER_HOSTS": hosts, "LEASE_SECONDS": 15.0}, verbosity=""
-        )
+        settings = {"RUNNERS": ["docker"], "DOCKER_HOSTS": hosts, "LEASE_SECONDS": 15.0, "DEPLOYMENT_ID": DEPLOYMENT}
+        service = Service(Path(folder), settings, verbosity="")
         service.start()
         try:
             through_fastlane(service, 4)
@@ -163,7 +166,7 @@ def _print_summary(bares: list[Block], ours: list[Block]) -> None:
 
 
 def _clear(client: docker.DockerClient) -> None:
-    for container in client.containers.list(all=True):
+    for container in client.containers.list(all=True, filters={"label": f"{LABEL}={DEPLOYMENT}"}):
         container.remove(force=True)
 
 

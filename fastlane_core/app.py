@@ -95,7 +95,7 @@ class Application:
             report=self._report,
             reach=reach,
         )
-        return Worker(context)
+        return Worker(context, drain_seconds=self.settings.section(WorkerSettings).drain_seconds)
 
     def _report(self, error: BaseException, event: Event) -> None:
         self.plugins.emit(event)

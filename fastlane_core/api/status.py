@@ -77,7 +77,8 @@ async def status() -> Response:
 
 async def _problem(health: Callable[[], Awaitable[str]]) -> str | None:
     try:
-        await asyncio.wait_for(health(), _HEALTH_TIMEOUT)
+        async with asyncio.timeout(_HEALTH_TIMEOUT):
+            await health()
     except (StorageUnavailable, QueueUnavailable) as error:
         return str(error)
     except TimeoutError:

@@ -63,7 +63,9 @@ class Worker:
             await self._let_go(tasks)
             for runner in runners:
                 with suppress(FastlaneError, TimeoutError):
-                    await asyncio.wait_for(runner.close(), _LETTING_GO)
+                    # Not `wait_for`, which up to Python 3.11 may drop a cancellation that comes with the answer.
+                    async with asyncio.timeout(_LETTING_GO):
+                        await runner.close()
 
     async def _let_go(self, tasks: list[asyncio.Task[None]]) -> None:
         """Take nothing new, hand leases over, and say good-bye."""

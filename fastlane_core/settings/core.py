@@ -104,6 +104,13 @@ class WorkerSettings(_Section):
         le=3600,
         description="Time between asking a run to end and killing it, in seconds.",
     )
+    drain_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        le=86_400,
+        description="How long a worker that is asked to end waits for runs that would die with it, in seconds. Runs "
+        "of the Docker farm and of the process runner go on without it.",
+    )
     max_log_bytes: int = Field(
         default=64 * 1024 * 1024,
         ge=1024,

@@ -7,6 +7,7 @@ import json
 import shlex
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -149,6 +150,18 @@ class RunDriver:
         by_id = {each.execution_id: each for each in owned}
         assert len(by_id) == len(owned), f"an execution has more than one run: {owned}"
         return by_id
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, runner: Runner, *, deployment_id: str, image: str = "") -> AsyncGenerator[RunDriver]:
+        """A driver for one runner, which cleans up by the same one at the end."""
+
+        async def same() -> Runner:
+            return runner
+
+        driver = cls(deployment_id=deployment_id, image=image)
+        yield driver
+        await driver.clean(same)
 
     async def clean(self, new_runner: Callable[[], Awaitable[Runner]]) -> None:
         """End and finish every run, by a fresh runner."""

@@ -44,12 +44,8 @@ async def runner(folder: str) -> AsyncIterator[ProcessRunner]:
 
 @pytest.fixture
 async def runs(runner: ProcessRunner) -> AsyncIterator[RunDriver]:
-    async def same() -> ProcessRunner:
-        return runner
-
-    driver = RunDriver(deployment_id=DEPLOYMENT, image="")
-    yield driver
-    await driver.clean(same)
+    async with RunDriver.of(runner, deployment_id=DEPLOYMENT, image="") as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")

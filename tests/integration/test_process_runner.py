@@ -57,12 +57,8 @@ async def runner(folder: Path, clock: Clock) -> AsyncIterator[ProcessRunner]:
 
 @pytest.fixture
 async def runs(runner: ProcessRunner) -> AsyncIterator[RunDriver]:
-    async def same() -> ProcessRunner:
-        return runner
-
-    driver = RunDriver(deployment_id=DEPLOYMENT, image="ignored")
-    yield driver
-    await driver.clean(same)
+    async with RunDriver.of(runner, deployment_id=DEPLOYMENT, image="ignored") as driver:
+        yield driver
 
 
 def sh(script: str) -> str:

@@ -166,37 +166,35 @@ def test_no_message_tells_the_value_of_a_secret(tmp_path: Path) -> None:
         assert value not in message
 
 
-def test_what_a_plugins_own_check_says_of_a_secret_is_not_told() -> None:
-    class Picky(BaseModel):
-        picky_password: str = Field(default="", description="A secret.")
+class Picky(BaseModel):
+    """A section whose own check refuses everything, repeating it."""
 
-        @field_validator("picky_password")
-        @classmethod
-        def _long(cls, value: str) -> str:
-            raise ValueError(f"{value} is too short")
+    picky_password: str = Field(default="", description="A secret.")
+    picky_url: str = Field(default="", description="A URL.")
 
+    @field_validator("*")
+    @classmethod
+    def _refuse(cls, value: str) -> str:
+        raise ValueError(f"cannot use {value}")
+
+
+def refused_by_its_own_check(key: str, value: str) -> str:
     section = SettingsSection(title="Picky", model=Picky)
     with pytest.raises(SettingsError) as raised:
-        Settings.load([section], path=None, environment={"FASTLANE_PICKY_PASSWORD": "hunter2"})
+        Settings.load([section], path=None, environment={f"FASTLANE_{key}": value})
+    return str(raised.value)
 
-    assert "PICKY_PASSWORD: the value is not accepted; got text" in str(raised.value)
-    assert "hunter2" not in str(raised.value)
+
+def test_what_a_plugins_own_check_says_of_a_secret_is_not_told() -> None:
+    message = refused_by_its_own_check("PICKY_PASSWORD", "hunter2")
+
+    assert "PICKY_PASSWORD: the value is not accepted; got text" in message
+    assert "hunter2" not in message
 
 
 def test_what_a_plugins_own_check_says_hides_passwords_of_urls() -> None:
-    class Picky(BaseModel):
-        picky_url: str = Field(default="", description="A URL.")
+    message = refused_by_its_own_check("PICKY_URL", "http://a:hunter2@b")
 
-        @field_validator("picky_url")
-        @classmethod
-        def _reachable(cls, value: str) -> str:
-            raise ValueError(f"cannot use {value}")
-
-    section = SettingsSection(title="Picky", model=Picky)
-    with pytest.raises(SettingsError) as raised:
-        Settings.load([section], path=None, environment={"FASTLANE_PICKY_URL": "http://a:hunter2@b"})
-
-    message = str(raised.value)
     assert "cannot use http://a:***@b" in message
     assert "PICKY_URL" in message
     assert "hunter2" not in message
