@@ -50,7 +50,7 @@ class Application:
     queue: Queue
     routing: Routing
     #: What plugins of this process are built with.
-    context: PluginContext
+    context: RunnerContext
 
     @property
     def blueprints(self) -> Sequence[Blueprint]:
@@ -146,7 +146,12 @@ async def open_application(
         try:
             deployment_id = general.deployment_id or await _kept_deployment_id(storage)
             context = RunnerContext(
-                settings=settings, deployment_id=deployment_id, api_bind=api_bind, clock=clock, storage=storage
+                settings=settings,
+                deployment_id=deployment_id,
+                api_bind=api_bind,
+                clock=clock,
+                storage=storage,
+                emit=plugins.emit,
             )
             await plugins.startup(context)
             try:

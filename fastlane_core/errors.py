@@ -17,6 +17,7 @@
     └── RunnerError
         ├── EngineUnavailable     the engine could not be reached; never the job's fault
         ├── ImageNotFound         the image does not exist, or may not be pulled
+        ├── PullFailed            the image could not be pulled this time
         ├── StartRejected         the engine refused to create or start the run
         ├── RunNotFound           the engine knows no run by that handle
         └── Unsupported           the runner lacks this optional ability
@@ -106,6 +107,10 @@ class EngineUnavailable(RunnerError):
 
 class ImageNotFound(RunnerError):
     """The image does not exist or may not be pulled. The execution fails with `image_not_found`."""
+
+
+class PullFailed(RunnerError):
+    """The image could not be pulled this time: its registry is in trouble. The execution fails with `pull_failed`."""
 
 
 class StartRejected(RunnerError):

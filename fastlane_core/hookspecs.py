@@ -66,9 +66,11 @@ class PluginContext:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunnerContext(PluginContext):
-    """What a runner gets besides: state that all its workers share."""
+    """What runners and blueprints get besides: state that all processes share, and the observers' ear."""
 
     storage: Storage
+    #: Tells observers what happened; returns at once.
+    emit: Callable[[Event], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +189,7 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec
-    def fastlane_blueprints(self, context: PluginContext) -> Iterable[Blueprint]:
+    def fastlane_blueprints(self, context: RunnerContext) -> Iterable[Blueprint]:
         """Quart blueprints to mount at the root of the API."""
         raise NotImplementedError
 

@@ -46,8 +46,10 @@ class Reason(StrEnum):
     COMMAND_NOT_FOUND = "command_not_found"
     COMMAND_NOT_EXECUTABLE = "command_not_executable"
     IMAGE_NOT_FOUND = "image_not_found"
+    PULL_FAILED = "pull_failed"
     START_REJECTED = "start_rejected"
     ENGINE_LOST = "engine_lost"
+    DRAINED = "drained"
     RUN_LOST = "run_lost"
     TIMED_OUT = "timed_out"
     STOPPED = "stopped"
@@ -290,6 +292,7 @@ class EventKind(StrEnum):
     EXECUTION_ADOPTED = "execution_adopted"
     EXECUTION_MENDED = "execution_mended"
     ENGINE_TROUBLE = "engine_trouble"
+    CIRCUIT_CHANGED = "circuit_changed"
     LOOP_CRASHED = "loop_crashed"
 
 
@@ -303,6 +306,8 @@ class Event:
     job_id: str | None = None
     execution_id: str | None = None
     lane: str | None = None
+    #: Host, for what happened to one.
+    place: str | None = None
     worker: str | None = None
     status: Status | None = None
     reason: Reason | None = None

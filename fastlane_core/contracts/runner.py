@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastlane_core.errors import Unsupported
-from fastlane_core.models import JsonObject, Output, Progress, RunHandle, RunOutcome, RunRequest
+from fastlane_core.models import JsonObject, Output, Progress, RunHandle, RunOutcome, RunRequest, RunSpec
 
 #: Told by `prepare` how far it is; must not block.
 ProgressCallback = Callable[[Progress], None]
@@ -66,9 +66,9 @@ class PruneReport:
 class Runner(ABC):
     """Runs on one kind of engine.
 
-    `capabilities`, `lanes` and `lane_for` are pure and work on a runner that was never opened: an API process routes
-    without an engine in reach. Everything else is called by workers, between `open` and `close`, from one event
-    loop, many at a time; nothing may block the loop, and every call to the engine has a time-out.
+    `capabilities`, `lanes`, `lane_for` and `check` are pure and work on a runner that was never opened: an API process
+    routes and refuses without an engine in reach. Everything else is called by workers, between `open` and `close`,
+    from one event loop, many at a time; nothing may block the loop, and every call to the engine has a time-out.
     """
 
     #: The name that it is registered under.
@@ -86,6 +86,12 @@ class Runner(ABC):
     def routing_help(self) -> str:
         """One sentence that tells which tasks the lanes take, for the refusal of a task that none takes."""
         return ""
+
+    def check(self, lane: str, spec: RunSpec) -> None:  # noqa: B027
+        """Refuse a job for `lane` that could never run there, or that asks for what the lane does not allow.
+
+        Its options were validated by the runner's model before. Raises InvalidInput, which names the field of the job.
+        """
 
     async def open(self) -> None:  # noqa: B027
         """Make ready to run. An engine that is out of reach is no error here: `availability` tells of it.
@@ -109,7 +115,7 @@ class Runner(ABC):
     async def prepare(self, request: RunRequest, progress: ProgressCallback) -> None:
         """Get what the run needs onto `request.place` (pull the image). Idempotent.
 
-        Raises ImageNotFound, EngineUnavailable, StartRejected.
+        Raises ImageNotFound, PullFailed, EngineUnavailable, StartRejected.
         """
 
     @abstractmethod

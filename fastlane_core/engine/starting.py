@@ -13,8 +13,9 @@ from fastlane_core.contracts.queue import Lease
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.faultpoints import FaultPoint
 from fastlane_core.engine.lifecycle import Ending, before_start, placed, put_back, start_asked, started
+from fastlane_core.engine.preparing import prepare
 from fastlane_core.engine.records import change_execution
-from fastlane_core.errors import EngineUnavailable, FastlaneError, ImageNotFound, StartRejected
+from fastlane_core.errors import EngineUnavailable, FastlaneError, ImageNotFound, PullFailed, StartRejected
 from fastlane_core.models import (
     Event,
     EventKind,
@@ -71,6 +72,8 @@ class Starter:
             handle = await self._start(execution, request)
         except ImageNotFound as error:
             return await self._end(execution, _failure(Reason.IMAGE_NOT_FOUND, error))
+        except PullFailed as error:
+            return await self._end(execution, _failure(Reason.PULL_FAILED, error))
         except StartRejected as error:
             return await self._end(execution, _failure(Reason.START_REJECTED, error))
         except _EngineLost as error:
@@ -108,19 +111,20 @@ class Starter:
         )
 
     async def _prepare(self, execution: Execution, request: RunRequest) -> None:
-        runner = self._context.routing.runner_for(execution)
-        preparing = asyncio.ensure_future(runner.prepare(request, self._progress(execution)))
-        stopping = asyncio.ensure_future(self._stop_wanted.wait())
+        async def note(message: str) -> None:
+            await self._say_why(execution, message)
+
         try:
-            await asyncio.wait({preparing, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if preparing.done():
-                await preparing
+            await prepare(
+                self._context.routing.runner_for(execution),
+                request,
+                stop_wanted=self._stop_wanted,
+                progressed=self._progress(execution),
+                note=note,
+            )
         except EngineUnavailable as error:
             delay = self._unreachable(execution, error)
             await self._put_back(execution, f"its engine, which is out of reach: {error}", delay)
-        finally:
-            preparing.cancel()
-            stopping.cancel()
         self._context.reach(FaultPoint.PREPARED)
 
     async def _ask_start(self, execution: Execution) -> Execution:
@@ -213,6 +217,7 @@ class Starter:
             job_id=execution.job_id,
             execution_id=execution.id,
             lane=execution.lane,
+            place=execution.place,
             worker=self._context.worker,
             status=execution.status,
             message=message,

@@ -48,13 +48,17 @@ class JobSubmission:
     async def submit(self, order: JobOrder) -> Submitted:
         """Accept one job; durable when it returns.
 
-        Raises InvalidInput where no lane takes the task or an option belongs to another runner; StorageUnavailable.
+        Raises InvalidInput where no lane takes the task, an option belongs to another runner, or the runner refuses it;
+        StorageUnavailable.
         """
         lane = self._routing.lane_for(order.task_id).name
-        runner = self._routing.runner_of(lane).name
+        runner = self._routing.runner_of(lane)
         for option in order.spec.options:
-            if option != runner:
-                raise InvalidInput(option, f"jobs of this task go to the runner {runner}, which has no such options")
+            if option != runner.name:
+                raise InvalidInput(
+                    option, f"jobs of this task go to the runner {runner.name}, which has no such options"
+                )
+        runner.check(lane, order.spec)
         now = self._clock()
         job = Job(
             id=order.job_id or new_id(),

@@ -338,6 +338,7 @@ class Supervision:
             job_id=execution.job_id if execution else None,
             execution_id=self._execution_id,
             lane=self.lease.item.lane,
+            place=execution.place if execution else None,
             worker=self._context.worker,
             status=execution.status if execution else None,
             reason=execution.reason if execution else None,

@@ -19,6 +19,7 @@ from fastlane_core.hookspecs import (
     NotifierPlugin,
     PluginContext,
     QueuePlugin,
+    RunnerContext,
     RunnerPlugin,
     SettingsSection,
     StoragePlugin,
@@ -149,7 +150,7 @@ class PluginRegistry:
         """What `fastlane_metrics` yielded."""
         return self._records.of(records.METRICS)
 
-    def blueprints(self, context: PluginContext) -> Sequence[Blueprint]:
+    def blueprints(self, context: RunnerContext) -> Sequence[Blueprint]:
         """What `fastlane_blueprints` yields for this context. Raises PluginError."""
         from quart import Blueprint
 

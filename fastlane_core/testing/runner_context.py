@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.hookspecs import RunnerContext, Section
+from fastlane_core.models import Event
 
 
 class GivenSettings:
@@ -32,6 +33,7 @@ def runner_context(
     api_bind: str | None = None,
     clock: Callable[[], float] = time.time,
     storage: Storage | None = None,
+    emit: Callable[[Event], None] = lambda event: None,
 ) -> RunnerContext:
     """A context with these settings. Leave `storage` out for a runner that keeps nothing there."""
     return RunnerContext(
@@ -40,4 +42,5 @@ def runner_context(
         api_bind=api_bind,
         clock=clock,
         storage=storage if storage is not None else cast(Storage, None),
+        emit=emit,
     )

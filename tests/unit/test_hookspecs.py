@@ -35,7 +35,8 @@ from fastlane_core.hookspecs import (
 from fastlane_core.models import Event, EventKind
 from fastlane_core.plugins import PluginInfo, PluginRegistry
 from fastlane_core.plugins.discovery import ASYNC_HOOKS, HOOKS
-from fastlane_core.settings import CORE_SECTIONS, Settings
+from fastlane_core.settings import Settings
+from fastlane_core.testing.runner_context import runner_context
 
 
 class ShoutSettings(BaseModel):
@@ -85,7 +86,7 @@ class Shout:
         yield MetricsPlugin(name="decibel", create=never)
 
     @hookimpl
-    def fastlane_blueprints(self, context: PluginContext) -> Iterator[Blueprint]:
+    def fastlane_blueprints(self, context: RunnerContext) -> Iterator[Blueprint]:
         blueprint = Blueprint("shout", __name__)
 
         @blueprint.get("/shout")
@@ -128,9 +129,8 @@ def registry(shout: Shout) -> PluginRegistry:
 
 
 @pytest.fixture
-def context() -> PluginContext:
-    settings = Settings.load(CORE_SECTIONS, path=None, environment={})
-    return PluginContext(settings=settings, deployment_id="choir", api_bind=None, clock=lambda: 0.0)
+def context() -> RunnerContext:
+    return runner_context(deployment_id="choir", clock=lambda: 0.0)
 
 
 def test_hook_fastlane_settings(registry: PluginRegistry) -> None:
@@ -163,7 +163,7 @@ def test_hook_fastlane_metrics(registry: PluginRegistry) -> None:
     assert list(registry.metrics()) == [MetricsPlugin(name="decibel", create=never)]
 
 
-async def test_hook_fastlane_blueprints(registry: PluginRegistry, context: PluginContext) -> None:
+async def test_hook_fastlane_blueprints(registry: PluginRegistry, context: RunnerContext) -> None:
     app = Quart(__name__)
     for blueprint in registry.blueprints(context):
         app.register_blueprint(blueprint)

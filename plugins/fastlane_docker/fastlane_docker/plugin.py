@@ -19,4 +19,4 @@ def fastlane_settings() -> Iterator[SettingsSection]:
 @hookimpl
 def fastlane_runners() -> Iterator[RunnerPlugin]:
     """The runner `docker`."""
-    yield RunnerPlugin(name="docker", create=DockerRunner.create, options=DockerOptions)
+    yield RunnerPlugin(name="docker", create=DockerRunner, options=DockerOptions)

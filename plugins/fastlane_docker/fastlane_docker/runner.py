@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
@@ -27,12 +26,13 @@ from fastlane_core.errors import EngineUnavailable, RunNotFound
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest
 from fastlane_docker import containers
-from fastlane_docker.addresses import Address, parse_address
+from fastlane_docker.addresses import parse_address
 from fastlane_docker.client import Client
 from fastlane_docker.engine import Engine
+from fastlane_docker.farms import Farm, Farms
 from fastlane_docker.logs import read_log
 from fastlane_docker.pulling import Puller
-from fastlane_docker.settings import DockerSettings, lane_name
+from fastlane_docker.settings import DockerSettings
 from fastlane_docker.starting import start_run
 from fastlane_docker.watching import Watcher
 
@@ -51,23 +51,11 @@ class DockerRunner(Runner):
     name = "docker"
     capabilities = Capabilities(detached=True, prune=True)
 
-    @classmethod
-    def create(cls, context: RunnerContext) -> DockerRunner:
-        """The runner that the settings describe."""
-        return cls(context.settings.section(DockerSettings), context.deployment_id)
-
-    def __init__(self, settings: DockerSettings, deployment_id: str) -> None:
-        self._settings = settings
-        self._deployment_id = deployment_id
-        self._farms = [
-            (re.compile(farm.match), Lane(name=lane_name(number, farm), capacity=farm.maxRunning))
-            for number, farm in enumerate(settings.docker_hosts)
-        ]
-        self._hosts: dict[str, list[Address]] = {
-            lane_name(number, farm): [parse_address(host) for host in farm.hosts]
-            for number, farm in enumerate(settings.docker_hosts)
-        }
-        self._addresses = {address.key: address for hosts in self._hosts.values() for address in hosts}
+    def __init__(self, context: RunnerContext) -> None:
+        self._settings = context.settings.section(DockerSettings)
+        self._deployment_id = context.deployment_id
+        self._farms = Farms(self._settings)
+        self._addresses = self._farms.addresses()
         self._engines: dict[str, Engine] = {}
         self._watchers: dict[str, Watcher] = {}
         self._pullers: dict[str, Puller] = {}
@@ -76,14 +64,14 @@ class DockerRunner(Runner):
     # Routing, from the settings alone
 
     def lanes(self) -> Sequence[Lane]:
-        return [lane for _, lane in self._farms]
+        return [farm.lane for farm in self._farms]
 
     def lane_for(self, task_id: str) -> str | None:
-        return next((lane.name for pattern, lane in self._farms if pattern.match(task_id)), None)
+        farm = self._farms.of_task(task_id)
+        return farm.lane.name if farm else None
 
     def routing_help(self) -> str:
-        farms = ", ".join(f"{lane.name} takes {pattern.pattern!r}" for pattern, lane in self._farms)
-        return f"Docker farms by the start of the task's id: {farms}."
+        return self._farms.routing_help()
 
     # Hosts
 
@@ -104,17 +92,18 @@ class DockerRunner(Runner):
             engine.close()
 
     async def availability(self, lane: str) -> Availability:
-        capacity = next(each.capacity for each in self.lanes() if each.name == lane)
-        troubles = {address.key: self._engine(address.key).trouble for address in self._hosts[lane]}
+        farm = self._farm(lane)
+        troubles = {key: self._engine(key).trouble for key in farm.hosts}
         return Availability(
-            places={key: capacity for key, trouble in troubles.items() if not trouble},
+            places={key: farm.hosts[key].capacity for key, trouble in troubles.items() if not trouble},
             reason="; ".join(trouble for trouble in troubles.values() if trouble),
         )
 
     async def rank(self, lane: str, image: str, loads: Mapping[str, int]) -> Sequence[str]:
+        hosts = self._farm(lane).hosts
         places = list((await self.availability(lane)).places)
         random.shuffle(places)
-        return sorted(places, key=lambda place: loads.get(place, 0))
+        return sorted(places, key=lambda place: loads.get(place, 0) / hosts[place].weight)
 
     async def health(self) -> JsonObject:
         return {
@@ -224,6 +213,13 @@ class DockerRunner(Runner):
         return await asyncio.gather(*reports)
 
     # Inside
+
+    def _farm(self, lane: str) -> Farm:
+        """The farm of one of `lanes`."""
+        farm = self._farms.of_lane(lane)
+        if farm is None:
+            raise ValueError(f"there is no farm for the lane {lane}")
+        return farm
 
     async def _prune(self, key: str, older_than: float, dry_run: bool) -> PruneReport:
         def prune(client: Client) -> list[str]:

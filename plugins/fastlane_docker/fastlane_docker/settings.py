@@ -11,15 +11,40 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from fastlane_docker.addresses import parse_address
 
 
+class HostSettings(BaseModel):
+    """One host of a farm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str
+    #: Runs at a time on this host; the farm's own where there is none.
+    maxRunning: int | None = Field(default=None, ge=1, le=100_000)  # noqa: N815 - as operators know it
+    #: A host of weight 2 gets twice as many runs as one of weight 1.
+    weight: float = Field(default=1.0, gt=0, le=1000)
+
+    @field_validator("host")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        parse_address(value)
+        return value
+
+
+def _host(value: object) -> object:
+    """A host is its address, or an object with more to say."""
+    return {"host": value} if isinstance(value, str) else value
+
+
 class FarmSettings(BaseModel):
     """One farm: which tasks it takes, and on which hosts they run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     match: str = ""
-    hosts: list[str] = Field(min_length=1)
+    hosts: list[Annotated[HostSettings, BeforeValidator(_host)]] = Field(min_length=1, max_length=10_000)
     maxRunning: int = Field(default=10, ge=1, le=100_000)  # noqa: N815 - the key as operators know it
     name: str = ""
+    #: Labels put on each of its containers.
+    labels: dict[str, str] = Field(default={}, max_length=100)
 
     @field_validator("match")
     @classmethod
@@ -32,8 +57,8 @@ class FarmSettings(BaseModel):
 
     @field_validator("hosts")
     @classmethod
-    def _are_addresses(cls, value: list[str]) -> list[str]:
-        keys = [parse_address(host).key for host in value]
+    def _are_different(cls, value: list[HostSettings]) -> list[HostSettings]:
+        keys = [parse_address(each.host).key for each in value]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise ValueError(f"named twice: {', '.join(twice)}")
         return value
@@ -62,7 +87,7 @@ class DockerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     docker_hosts: Annotated[list[FarmSettings], BeforeValidator(_farms)] = Field(
-        default=[FarmSettings(hosts=["unix:///var/run/docker.sock"], maxRunning=4)],
+        default=[FarmSettings(hosts=[HostSettings(host="unix:///var/run/docker.sock")], maxRunning=4)],
         min_length=1,
         description='Farms: a list of {"match": "regex", "hosts": ["name:port"], "maxRunning": n, "name": "x"}, or '
         "JSON text of it. A task goes to the first farm whose regular expression matches the start of its id; an "

@@ -10,9 +10,10 @@ import docker
 import pytest
 import pytest_asyncio
 
+from fastlane_core.testing.runner_context import runner_context
 from fastlane_core.testing.runner_driver import RunDriver
 from fastlane_docker.runner import DockerRunner
-from fastlane_docker.settings import DockerSettings, FarmSettings
+from fastlane_docker.settings import DockerSettings
 from tests.services.fixtures import SharedEngine
 from tests.services.tcp_proxy import TcpProxy
 
@@ -30,9 +31,10 @@ async def build_runner(deployment_id: str) -> AsyncIterator[BuildRunner]:
     runners: list[DockerRunner] = []
 
     def build(*hosts: str, deployment: str | None = None, **settings: object) -> DockerRunner:
-        farm = FarmSettings(hosts=list(hosts), maxRunning=8)
-        values = {"docker_timeout_seconds": 10.0, "docker_ping_seconds": 0.2, **settings}
-        runner = DockerRunner(DockerSettings(docker_hosts=[farm], **values), deployment or deployment_id)
+        farm = {"hosts": list(hosts), "maxRunning": 8}
+        values = {"docker_hosts": [farm], "docker_timeout_seconds": 10.0, "docker_ping_seconds": 0.2, **settings}
+        section = DockerSettings.model_validate(values)
+        runner = DockerRunner(runner_context(section, deployment_id=deployment or deployment_id))
         runners.append(runner)
         return runner
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from fastlane_core.models import RunHandle
+from fastlane_core.testing.runner_context import runner_context
 from fastlane_core.testing.runner_fixtures import BuildRunner
 from fastlane_core.testing.runner_suite import RunnerSuite
 from fastlane_docker.runner import DockerRunner
-from fastlane_docker.settings import DockerSettings, FarmSettings
+from fastlane_docker.settings import DockerSettings
 from tests.services.fixtures import SharedEngine
 from tests.services.registry import Registry
 
@@ -18,8 +19,9 @@ pytestmark = pytest.mark.services
 class TestDockerRunner(RunnerSuite):
     @pytest.fixture
     def build_runner(self, docker_engine: SharedEngine) -> BuildRunner:
-        settings = DockerSettings(docker_hosts=[FarmSettings(hosts=[docker_engine.url], maxRunning=8)])
-        return lambda deployment_id: DockerRunner(settings, deployment_id)
+        farm = {"hosts": [docker_engine.url], "maxRunning": 8}
+        settings = DockerSettings.model_validate({"docker_hosts": [farm]})
+        return lambda deployment_id: DockerRunner(runner_context(settings, deployment_id=deployment_id))
 
     @pytest.fixture
     def unknown_handle(self, docker_engine: SharedEngine) -> RunHandle:

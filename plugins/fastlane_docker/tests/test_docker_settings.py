@@ -10,6 +10,7 @@ import pytest
 
 from fastlane_core.errors import SettingsError
 from fastlane_core.settings import Settings
+from fastlane_core.testing.runner_context import runner_context
 from fastlane_docker.addresses import parse_address
 from fastlane_docker.options import DockerOptions, memory_bytes
 from fastlane_docker.plugin import fastlane_settings
@@ -34,7 +35,7 @@ def load(tmp_path: Path, text: str = "", environment: Mapping[str, str] | None =
 
 
 def runner_of(settings: DockerSettings) -> DockerRunner:
-    return DockerRunner(settings, "deployment")
+    return DockerRunner(runner_context(settings, deployment_id="deployment"))
 
 
 @pytest.mark.parametrize("form", ["json text", "literal", "environment", "bare environment"])
@@ -66,7 +67,7 @@ def test_one_farm_needs_no_list(tmp_path: Path) -> None:
 def test_default_is_this_machine_s_engine(tmp_path: Path) -> None:
     (farm,) = load(tmp_path).docker_hosts
 
-    assert (farm.match, farm.hosts) == ("", ["unix:///var/run/docker.sock"])
+    assert (farm.match, [each.host for each in farm.hosts]) == ("", ["unix:///var/run/docker.sock"])
 
 
 @pytest.mark.parametrize(

@@ -230,14 +230,15 @@ async def test_run_that_ends_with_its_engine_is_told(build_runner: Build, own_do
 VICTIM = """
 import asyncio, os, signal, sys
 from fastlane_core.models import RunRequest, RunSpec
+from fastlane_core.testing.runner_context import runner_context
 from fastlane_docker import containers
 from fastlane_docker.addresses import parse_address
 from fastlane_docker.client import Client
 from fastlane_docker.runner import DockerRunner
-from fastlane_docker.settings import DockerSettings, FarmSettings
+from fastlane_docker.settings import DockerSettings
 
 url, deployment, execution, script, moment = sys.argv[1:]
-settings = DockerSettings(docker_hosts=[FarmSettings(hosts=[url])])
+settings = DockerSettings.model_validate({"docker_hosts": [{"hosts": [url]}]})
 request = RunRequest(
     execution_id=execution, job_id="job", task_id="suite", argv=("sh", "-c", script), lane="docker:0", fence=1,
     spec=RunSpec(image="busybox:latest", command="", timeout=60), place=parse_address(url).key,
@@ -246,7 +247,7 @@ request = RunRequest(
 if moment == "created":
     containers.create(Client.connected(url, 30, connections=4), request, settings)
 else:
-    asyncio.run(DockerRunner(settings, deployment).start(request))
+    asyncio.run(DockerRunner(runner_context(settings, deployment_id=deployment)).start(request))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
