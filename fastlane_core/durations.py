@@ -16,4 +16,6 @@ def parse_duration(text: str) -> float:
     found = _DURATION.fullmatch(text.strip())
     if found is None or not any(found.groups()):
         raise ValueError(f"{text!r}: expected a length of time such as 30s, 2m30s, 4h or 1d")
-    return sum(float(number) * seconds for number, seconds in zip(found.groups(), _UNITS.values(), strict=True) if number)
+    return sum(
+        float(number) * seconds for number, seconds in zip(found.groups(), _UNITS.values(), strict=True) if number
+    )

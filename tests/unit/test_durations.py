@@ -25,7 +25,9 @@ def test_lengths_of_time_are_understood(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", " ", "5", "abc", "5s2m", "-5s", "1.5h", "1h 2m", "5sec", "1e3s", "٥s", "s", "1d1d"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "5", "abc", "5s2m", "-5s", "1.5h", "1h 2m", "5sec", "1e3s", "٥s", "s", "1d1d"]
+)
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a length of time such as"):
         parse_duration(text)
