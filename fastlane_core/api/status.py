@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from quart import Blueprint, Response
@@ -60,7 +61,7 @@ async def status() -> Response:
     )
     return json_answer(
         {
-            "hosts": _hosts(workers),
+            "hosts": _hosts(workers, stats),
             "containers": {"running": running},
             "queues": _queues(stats),
             "tasks": {"count": tasks},
@@ -86,14 +87,18 @@ async def _problem(health: Callable[[], Awaitable[str]]) -> str | None:
     return None
 
 
-def _hosts(workers: Sequence[JsonObject]) -> Sequence[Json]:
-    """What workers tell of hosts: of each the newest, available ones first."""
+def _hosts(workers: Sequence[JsonObject], stats: Mapping[str, LaneStats]) -> Sequence[Json]:
+    """What workers tell of hosts: of each the newest, with the runs that it holds; available ones first."""
+    loads: Counter[str] = Counter()
+    for lane in stats.values():
+        loads.update(lane.places or {})
     newest: dict[tuple[str, str], JsonObject] = {}
     for report in sorted(workers, key=_reported_at):
         hosts = report.get("hosts")
         for host in hosts if isinstance(hosts, Sequence) and not isinstance(hosts, str) else ():
             if isinstance(host, Mapping):
-                newest[str(host.get("host")), str(host.get("port"))] = host
+                running = loads[str(host.get("place"))]
+                newest[str(host.get("host")), str(host.get("port"))] = {**host, "running": running}
     ordered = [newest[key] for key in sorted(newest)]
     return sorted(ordered, key=_is_unavailable)
 

@@ -31,15 +31,17 @@ class WaitingReasons:
         """What the execution waits for; None once it runs or has ended. Raises StorageUnavailable."""
         if execution.status.is_final or execution.status is Status.RUNNING:
             return execution.waiting_for if not execution.status.is_final else None
-        if execution.waiting_for is not None or execution.status is not Status.ENQUEUED:
+        if execution.status is not Status.ENQUEUED:
             return execution.waiting_for
         if execution.due_at > self._context.clock():
-            return f"its time to start, {iso_time(execution.due_at)} UTC"
-        return await self._for_lane(execution.lane)
+            what = "its time to start" if execution.retry_of is None else "the delay before its next attempt, until"
+            return f"{what} {iso_time(execution.due_at)} UTC"
+        # What keeps everybody in the lane waiting is newer than what was noted when this one was last put back.
+        return await self._lane_trouble(execution.lane) or execution.waiting_for or await self._turn(execution.lane)
 
-    async def _for_lane(self, name: str) -> str:
-        lane = self._context.routing.lane(name)
-        if lane is None:
+    async def _lane_trouble(self, name: str) -> str:
+        """Why nothing of the lane can be started; "" if something can."""
+        if self._context.routing.lane(name) is None:
             return f"the lane {name}, which no enabled runner offers any more; it will be routed anew"
         if self._workers is None:
             self._workers = await live_workers(self._context)
@@ -48,16 +50,21 @@ class WaitingReasons:
             return f"a worker that serves the lane {name}: none is running"
         if not any(report.get("places") for report in served):
             reasons = sorted({str(report.get("reason")) for report in served if report.get("reason")})
-            return f"a place in the lane {name} that can take it: {'; '.join(reasons) or 'none is available'}"
+            return "; ".join(reasons) or f"a place in the lane {name} that can take it: none is available"
+        return ""
+
+    async def _turn(self, name: str) -> str:
+        lane = self._context.routing.lane(name)
+        capacity = lane.capacity if lane else 0
         if self._lanes is None:
             try:
                 self._lanes = await self._context.queue.stats()
             except QueueUnavailable as error:
                 return f"the queue, which is out of reach: {error}"
         stats = self._lanes.get(name, LaneStats())
-        if stats.leased >= lane.capacity:
-            return f"a free slot in the lane {name}: {stats.leased} of {lane.capacity} are taken"
-        return f"its turn in the lane {name}: {stats.leased} of {lane.capacity} slots are taken"
+        if stats.leased >= capacity:
+            return f"a free slot in the lane {name}: {stats.leased} of {capacity} are taken"
+        return f"its turn in the lane {name}: {stats.leased} of {capacity} slots are taken"
 
 
 def _lane_of(report: JsonObject, name: str) -> JsonObject | None:

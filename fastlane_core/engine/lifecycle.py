@@ -215,7 +215,6 @@ def next_attempt(execution: Execution, *, lane: str, now: float) -> Execution:
         retry_of=execution.id,
         due_at=execution.retry_at,
         expiration=execution.expiration,
-        waiting_for="the delay before its next attempt",
     )
 
 

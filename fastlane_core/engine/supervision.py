@@ -161,7 +161,7 @@ class Supervision:
                 await _first_of(waiter, None, follower, timeout=None)
             outcome = waiter.result()
             self._context.reach(FaultPoint.RUN_ENDED)
-            if outcome.reason is not Reason.ENGINE_LOST:
+            if not _out_of_reach(outcome):
                 await self._drain(follower, capture)
         finally:
             await _cancelled(waiter, follower, stop_wanted, stopper)
@@ -285,7 +285,7 @@ class Supervision:
         if execution.owes_at is not None:
             await add_next_attempt(self._context, execution)
             self._context.reach(FaultPoint.RETRY_ADDED)
-        if execution.handle is not None and execution.reason is not Reason.ENGINE_LOST:
+        if execution.handle is not None and not _out_of_reach(execution):
             try:
                 await self._context.routing.runner_for(execution).finish(execution.handle)
             except EngineUnavailable as error:
@@ -344,6 +344,11 @@ class Supervision:
             reason=execution.reason if execution else None,
             message=message or (execution.message or "" if execution else ""),
         )
+
+
+def _out_of_reach(ended: RunOutcome | Execution) -> bool:
+    """Whether its engine was given up as lost; one that came back and told of the end is there to be asked."""
+    return ended.reason is Reason.ENGINE_LOST and ended.exit_code is None
 
 
 async def add_next_attempt(context: WorkerContext, execution: Execution) -> None:

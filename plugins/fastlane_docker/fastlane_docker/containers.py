@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import calendar
 import signal
-import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from docker.types import LogConfig
@@ -124,12 +123,8 @@ def outcome(state: Mapping[str, Any]) -> RunOutcome:
 
 
 def parse_time(text: str) -> float | None:
-    """RFC 3339 with any number of decimals, as Unix time; None for the engine's year one."""
-    if text.startswith("0001") or len(text) < 20:
-        return None
-    seconds = calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))
-    fraction = text[19:].rstrip("Z")
-    return seconds + (float(f"0{fraction}") if fraction.startswith(".") else 0.0)
+    """RFC 3339 as Unix time; None for the engine's year one."""
+    return None if text.startswith("0001") or not text else datetime.fromisoformat(text).timestamp()
 
 
 def _signal_name(number: int) -> str:

@@ -39,9 +39,13 @@ TROUBLE = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, O
 class Engine:
     """An engine that calls go to."""
 
-    def __init__(self, address: Address, timeout: float) -> None:
-        """`timeout`, in seconds, bounds each short call, its wait for a thread included."""
+    def __init__(self, address: Address, timeout: float, heard: Callable[[str], None]) -> None:
+        """`timeout`, in seconds, bounds each short call, its wait for a thread included.
+
+        `heard` is told of each call, in the event loop: why the engine could not be reached, "" if it answered.
+        """
         self.address = address
+        self._heard = heard
         self._timeout = timeout
         self._lock = threading.Lock()
         self._client: Client | None = None
@@ -80,10 +84,6 @@ class Engine:
             )
         except EngineUnavailable as error:
             self.trouble = str(error)
-        else:
-            if self.trouble:
-                self._forget_client()
-            self.trouble = ""
 
     def client(self) -> Client:
         """The client, made at first use; blocks. Raises TROUBLE or DockerException."""
@@ -103,7 +103,6 @@ class Engine:
         return EngineUnavailable(f"the Docker engine {self.address.key} cannot be reached ({what}): {_short(error)}")
 
     def _forget_client(self) -> None:
-        """It may have come back as another version: the next call asks again."""
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -126,11 +125,27 @@ class Engine:
         try:
             # Not `wait_for`, which up to Python 3.11 may drop a cancellation that comes together with the answer.
             async with asyncio.timeout(seconds):
-                return await asyncio.wrap_future(future)
+                result = await asyncio.wrap_future(future)
         except TimeoutError:
-            raise EngineUnavailable(
-                f"the Docker engine {self.address.key} cannot be reached ({what}): no answer within {seconds:g} s"
-            ) from None
+            why = f"the Docker engine {self.address.key} cannot be reached ({what}): no answer within {seconds:g} s"
+            self._heard(why)
+            raise EngineUnavailable(why) from None
+        except EngineUnavailable as error:
+            self._heard(str(error))
+            raise
+        except Exception:
+            # Whatever it says of the request, the engine answered.
+            self._answered()
+            raise
+        self._answered()
+        return result
+
+    def _answered(self) -> None:
+        if self.trouble:
+            # It may have come back as another version: the next call asks again.
+            self._forget_client()
+        self.trouble = ""
+        self._heard("")
 
 
 def is_engines_fault(error: APIError) -> bool:

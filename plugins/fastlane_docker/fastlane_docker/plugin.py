@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from fastlane_core.hookspecs import RunnerPlugin, SettingsSection, hookimpl
+from fastlane_core.hookspecs import RunnerContext, RunnerPlugin, SettingsSection, hookimpl
 from fastlane_docker.options import DockerOptions
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
+
+if TYPE_CHECKING:
+    from quart import Blueprint
+
+#: Keys that the first Fastlane read from the environment by these names.
+_BARE = frozenset({"DOCKER_HOSTS", "DOCKER_CIRCUIT_BREAKER_MAX_FAILS", "DOCKER_CIRCUIT_BREAKER_RESET_TIMEOUT_SECONDS"})
 
 
 @hookimpl
 def fastlane_settings() -> Iterator[SettingsSection]:
     """The farm's settings."""
-    yield SettingsSection(title="Docker farm", model=DockerSettings, bare_environment=frozenset({"DOCKER_HOSTS"}))
+    yield SettingsSection(title="Docker farm", model=DockerSettings, bare_environment=_BARE)
 
 
 @hookimpl
 def fastlane_runners() -> Iterator[RunnerPlugin]:
     """The runner `docker`."""
     yield RunnerPlugin(name="docker", create=DockerRunner, options=DockerOptions)
+
+
+@hookimpl
+def fastlane_blueprints(context: RunnerContext) -> Iterator[Blueprint]:
+    """The routes that blacklist and drain hosts."""
+    from fastlane_docker.blacklist import blacklist_blueprint
+
+    yield blacklist_blueprint(context)

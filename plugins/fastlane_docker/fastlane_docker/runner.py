@@ -26,15 +26,14 @@ from fastlane_core.errors import EngineUnavailable, RunNotFound
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest
 from fastlane_docker import containers
-from fastlane_docker.addresses import parse_address
 from fastlane_docker.client import Client
+from fastlane_docker.endings import true_outcome
 from fastlane_docker.engine import Engine
 from fastlane_docker.farms import Farm, Farms
 from fastlane_docker.logs import read_log
-from fastlane_docker.pulling import Puller
+from fastlane_docker.pool import Pool
 from fastlane_docker.settings import DockerSettings
 from fastlane_docker.starting import start_run
-from fastlane_docker.watching import Watcher
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +42,8 @@ T = TypeVar("T")
 _HANDLE_VERSION = 1
 #: Seconds after which a run that is waited for is looked at again, should its event be lost.
 _LOOK_AGAIN_SECONDS = 60.0
+#: Between asking a run on a drained host to end and killing it.
+_DRAIN_GRACE_SECONDS = 10.0
 
 
 class DockerRunner(Runner):
@@ -56,10 +57,9 @@ class DockerRunner(Runner):
         self._deployment_id = context.deployment_id
         self._farms = Farms(self._settings)
         self._addresses = self._farms.addresses()
-        self._engines: dict[str, Engine] = {}
-        self._watchers: dict[str, Watcher] = {}
-        self._pullers: dict[str, Puller] = {}
-        self._pings: list[asyncio.Task[None]] = []
+        #: Containers that core wanted stopped, until they are seen to have ended.
+        self._stopped: set[str] = set()
+        self._pool = Pool(context, self._settings, self._addresses)
 
     # Routing, from the settings alone
 
@@ -76,72 +76,52 @@ class DockerRunner(Runner):
     # Hosts
 
     async def open(self) -> None:
-        for key in self._addresses:
-            self._engine(key)
-        self._pings = [asyncio.create_task(self._keep_pinging(engine)) for engine in self._engines.values()]
+        await self._pool.open()
 
     async def close(self) -> None:
-        for ping in self._pings:
-            ping.cancel()
-        await asyncio.gather(*self._pings, return_exceptions=True)
-        for puller in self._pullers.values():
-            await puller.close()
-        for watcher in self._watchers.values():
-            watcher.close()
-        for engine in self._engines.values():
-            engine.close()
+        await self._pool.close()
 
     async def availability(self, lane: str) -> Availability:
-        farm = self._farm(lane)
-        troubles = {key: self._engine(key).trouble for key in farm.hosts}
-        return Availability(
-            places={key: farm.hosts[key].capacity for key, trouble in troubles.items() if not trouble},
-            reason="; ".join(trouble for trouble in troubles.values() if trouble),
-        )
+        return self._pool.availability(self._farm(lane))
 
     async def rank(self, lane: str, image: str, loads: Mapping[str, int]) -> Sequence[str]:
-        hosts = self._farm(lane).hosts
-        places = list((await self.availability(lane)).places)
+        farm = self._farm(lane)
+        places = list(await self._pool.offered(farm))
         random.shuffle(places)
-        return sorted(places, key=lambda place: loads.get(place, 0) / hosts[place].weight)
+        return sorted(places, key=lambda place: loads.get(place, 0) / farm.hosts[place].weight)
 
     async def health(self) -> JsonObject:
-        return {
-            "hosts": [
-                {
-                    "host": engine.address.host,
-                    "port": engine.address.port,
-                    "available": not engine.trouble,
-                    "blacklisted": False,
-                    "circuit": "closed",
-                    "error": engine.trouble or None,
-                }
-                for engine in self._engines.values()
-            ]
-        }
+        return {"hosts": self._pool.health()}
 
     # Runs
 
     async def prepare(self, request: RunRequest, progress: ProgressCallback) -> None:
-        key = request.place
-        engine = self._engine(key)
-        if key not in self._pullers:
-            self._pullers[key] = Puller(engine, self._settings.docker_pull_timeout_seconds)
-        await self._pullers[key].ensure(request.spec.image, progress)
+        await self._pool.puller(request.place).ensure(request.spec.image, progress)
 
     async def start(self, request: RunRequest) -> RunHandle:
-        engine = self._engine(request.place)
+        engine = self._pool.engine(request.place)
         container = await engine.call("start", lambda client: start_run(client, request, self._settings))
         return self._handle(engine, container, containers.name_of(request.execution_id))
 
     async def wait(self, handle: RunHandle) -> RunOutcome:
         engine, container = self._located(handle)
-        async with self._watcher(engine).woken_for(container) as wake:
+        drained = False
+        async with self._pool.watcher(engine.address.key).woken_for(container) as wake:
             while True:
                 wake.clear()
                 state = await self._on_container(handle, "wait", lambda client: containers.state_of(client, container))
+                drain = self._pool.drained(engine.address.key)
                 if containers.has_ended(state):
-                    return containers.outcome(state)
+                    outcome = containers.outcome(state)
+                    if container in self._stopped:
+                        self._stopped.discard(container)
+                        return outcome
+                    return await true_outcome(engine, outcome, drain=drain, drained=drained)
+                if drain is not None and not drained:
+                    log.info("stopping a run because its host is drained", host=engine.address.key)
+                    drained = True
+                    await self._stop(handle, _DRAIN_GRACE_SECONDS)
+                    continue
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
                         await wake.wait()
@@ -149,6 +129,10 @@ class DockerRunner(Runner):
                     raise EngineUnavailable(engine.trouble)
 
     async def stop(self, handle: RunHandle, grace: float) -> None:
+        self._stopped.add(self._located(handle)[1])
+        await self._stop(handle, grace)
+
+    async def _stop(self, handle: RunHandle, grace: float) -> None:
         engine, container = self._located(handle)
 
         def stop(client: Client) -> None:
@@ -160,7 +144,7 @@ class DockerRunner(Runner):
 
     async def logs(self, handle: RunHandle, *, after: str | None, follow: bool) -> AsyncIterator[Output]:
         engine, container = self._located(handle)
-        watcher = self._watcher(engine)
+        watcher = self._pool.watcher(engine.address.key)
 
         async def runs() -> bool:
             if watcher.has_heard_of_its_end(container):
@@ -191,9 +175,10 @@ class DockerRunner(Runner):
                     client.rename(container, f"{name}-{container[:12]}")
 
         await engine.call("rename", rename)
+        self._stopped.discard(container)
 
     async def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:
-        engine = self._engine(place)
+        engine = self._pool.engine(place)
         found = await engine.call("list", self._list)
         for each in found:
             names = [str(name).lstrip("/") for name in each["Names"] or []]
@@ -239,7 +224,7 @@ class DockerRunner(Runner):
             return removed
 
         try:
-            return PruneReport(place=key, removed=await self._engine(key).pull_call("prune", prune))
+            return PruneReport(place=key, removed=await self._pool.engine(key).pull_call("prune", prune))
         except (EngineUnavailable, APIError) as error:
             return PruneReport(place=key, error=str(error))
 
@@ -261,31 +246,6 @@ class DockerRunner(Runner):
         except NotFound as error:
             raise RunNotFound(f"the Docker engine {engine.address.key} has no container {container[:12]}") from error
 
-    async def _keep_pinging(self, engine: Engine) -> None:
-        while True:
-            before = engine.trouble
-            await engine.ping()
-            if engine.trouble and not before:
-                log.warning("a Docker engine is out of reach", host=engine.address.key, error=engine.trouble)
-                if (watcher := self._watchers.get(engine.address.key)) is not None:
-                    watcher.wake_all()
-            elif before and not engine.trouble:
-                log.info("a Docker engine is back", host=engine.address.key)
-            await asyncio.sleep(self._settings.docker_ping_seconds)
-
-    def _engine(self, key: str) -> Engine:
-        if key not in self._engines:
-            # A host that the settings do not name any more may still have runs to look after.
-            address = self._addresses.get(key) or parse_address(key)
-            self._engines[key] = Engine(address, self._settings.docker_timeout_seconds)
-        return self._engines[key]
-
-    def _watcher(self, engine: Engine) -> Watcher:
-        key = engine.address.key
-        if key not in self._watchers:
-            self._watchers[key] = Watcher(engine, f"{containers.LABEL_DEPLOYMENT}={self._deployment_id}")
-        return self._watchers[key]
-
     def _handle(self, engine: Engine, container: str, name: str) -> RunHandle:
         data = {"host": engine.address.key, "container": container, "name": name}
         return RunHandle(runner=self.name, version=_HANDLE_VERSION, data=data)
@@ -293,4 +253,4 @@ class DockerRunner(Runner):
     def _located(self, handle: RunHandle) -> tuple[Engine, str]:
         if handle.version != _HANDLE_VERSION:
             raise RunNotFound(f"its handle is of version {handle.version}, which this fastlane-docker cannot read")
-        return self._engine(str(handle.data["host"])), str(handle.data["container"])
+        return self._pool.engine(str(handle.data["host"])), str(handle.data["container"])

@@ -105,6 +105,19 @@ class DockerSettings(BaseModel):
         le=300,
         description="Time between two looks whether each Docker engine answers, in seconds.",
     )
+    docker_circuit_breaker_max_fails: int = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Failures in a row to reach a Docker engine after which its circuit opens: no worker starts "
+        "anything new there until it answers again.",
+    )
+    docker_circuit_breaker_reset_timeout_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        le=86_400,
+        description="Time after which an open circuit is probed, and closed if the engine answers, in seconds.",
+    )
     docker_pids_limit: int = Field(
         default=4096, ge=1, description="Processes and threads that one container may have at a time."
     )

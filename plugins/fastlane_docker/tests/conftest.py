@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import docker
 import pytest
 import pytest_asyncio
 
+from fastlane_core.builtin.sqlite.storage import SqliteStorage
+from fastlane_core.contracts.storage import Storage
 from fastlane_core.testing.runner_context import runner_context
 from fastlane_core.testing.runner_driver import RunDriver
 from fastlane_docker.runner import DockerRunner
@@ -26,7 +29,16 @@ def deployment_id() -> str:
 
 
 @pytest_asyncio.fixture
-async def build_runner(deployment_id: str) -> AsyncIterator[BuildRunner]:
+async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
+    """What the workers of a test share."""
+    storage = SqliteStorage(tmp_path / "storage.db")
+    await storage.open()
+    yield storage
+    await storage.close()
+
+
+@pytest_asyncio.fixture
+async def build_runner(deployment_id: str, storage: Storage) -> AsyncIterator[BuildRunner]:
     """Makes a runner on hosts, with short time-outs; `await runner.open()` it. All are closed in the end."""
     runners: list[DockerRunner] = []
 
@@ -34,7 +46,7 @@ async def build_runner(deployment_id: str) -> AsyncIterator[BuildRunner]:
         farm = {"hosts": list(hosts), "maxRunning": 8}
         values = {"docker_hosts": [farm], "docker_timeout_seconds": 10.0, "docker_ping_seconds": 0.2, **settings}
         section = DockerSettings.model_validate(values)
-        runner = DockerRunner(runner_context(section, deployment_id=deployment or deployment_id))
+        runner = DockerRunner(runner_context(section, deployment_id=deployment or deployment_id, storage=storage))
         runners.append(runner)
         return runner
 

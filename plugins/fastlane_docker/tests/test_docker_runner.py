@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastlane_core.contracts.storage import Storage
 from fastlane_core.models import RunHandle
 from fastlane_core.testing.runner_context import runner_context
 from fastlane_core.testing.runner_fixtures import BuildRunner
@@ -18,10 +19,12 @@ pytestmark = pytest.mark.services
 
 class TestDockerRunner(RunnerSuite):
     @pytest.fixture
-    def build_runner(self, docker_engine: SharedEngine) -> BuildRunner:
+    def build_runner(self, docker_engine: SharedEngine, storage: Storage) -> BuildRunner:
         farm = {"hosts": [docker_engine.url], "maxRunning": 8}
         settings = DockerSettings.model_validate({"docker_hosts": [farm]})
-        return lambda deployment_id: DockerRunner(runner_context(settings, deployment_id=deployment_id))
+        return lambda deployment_id: DockerRunner(
+            runner_context(settings, deployment_id=deployment_id, storage=storage)
+        )
 
     @pytest.fixture
     def unknown_handle(self, docker_engine: SharedEngine) -> RunHandle:
