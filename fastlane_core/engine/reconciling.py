@@ -29,6 +29,8 @@ _PASS = 5_000
 _PAGE = 500
 #: Seconds that a record has not changed before a missing queue item is put down to a crash.
 _SETTLED = 3.0
+#: Leftovers of one place that are ended at a time: each may take its grace.
+_CLEANED_AT_A_TIME = 16
 #: Seconds after which a run without a record is taken for a leftover.
 _ORPHAN_AGE = 60.0
 
@@ -40,18 +42,30 @@ class Reconciler:
         self._context = context
         self._keeper = keeper
         self._cursor: str | None = None
+        self._returned: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     async def run(self) -> None:
-        """Reconcile at intervals until cancelled."""
+        """Reconcile at intervals until cancelled, and sweep places as soon as they come back."""
         interval = self._context.options.reconcile_interval_seconds
         while True:
+            pause = interval
             try:
                 await self.reconcile()
             except (StorageUnavailable, QueueUnavailable) as error:
                 log.warning("could not reconcile; trying again later", error=str(error))
-                await asyncio.sleep(min(1.0, interval))
+                pause = min(1.0, interval)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._sweep_what_returns()
+            except TimeoutError:
+                # Time for the next pass.
                 continue
-            await asyncio.sleep(interval)
+            except (StorageUnavailable, QueueUnavailable) as error:
+                log.warning("could not sweep a place that came back", error=str(error))
+
+    def place_returned(self, lane: str, place: str) -> None:
+        """A place can be used again: runs that were given up as lost may be alive there, and it is swept at once."""
+        self._returned.put_nowait((lane, place))
 
     async def reconcile(self) -> None:
         """One pass. Raises StorageUnavailable, QueueUnavailable."""
@@ -61,10 +75,18 @@ class Reconciler:
         await self._empty_closed_lanes()
         for runner in self._context.routing.runners:
             for place in await self._places(runner):
-                try:
-                    await self._sweep(runner, place)
-                except EngineUnavailable as error:
-                    log.info("could not look for leftovers", place=place, error=str(error))
+                await self._try_to_sweep(runner, place)
+
+    async def _sweep_what_returns(self) -> None:
+        while True:
+            lane, place = await self._returned.get()
+            await self._try_to_sweep(self._context.routing.runner_of(lane), place)
+
+    async def _try_to_sweep(self, runner: Runner, place: str) -> None:
+        try:
+            await self._sweep(runner, place)
+        except EngineUnavailable as error:
+            log.info("could not look for leftovers", place=place, error=str(error))
 
     async def _rebuild_queue(self) -> None:
         """Put everything back into a queue that has lost its data: leases of what may run first, then what waits."""
@@ -171,20 +193,29 @@ class Reconciler:
 
     async def _sweep(self, runner: Runner, place: str) -> None:
         """Clean up runs on `place` that no unfinished execution has there."""
-        async for run in runner.list_owned(place):
-            if run.execution_id in self._keeper:
-                continue
-            execution = await self._context.storage.get_execution(run.execution_id)
-            why = self._leftover(run, execution, place)
-            if not why:
-                continue
-            try:
-                if run.running:
-                    await runner.stop(run.handle, self._context.options.stop_grace_seconds)
-                await runner.finish(run.handle)
-            except RunNotFound:
-                continue
+        cleaning = asyncio.Semaphore(_CLEANED_AT_A_TIME)
+
+        async def clean_up(run: OwnedRun, execution: Execution | None, why: str) -> None:
+            async with cleaning:
+                try:
+                    if run.running:
+                        await runner.stop(run.handle, self._context.options.stop_grace_seconds)
+                    await runner.finish(run.handle)
+                except RunNotFound:
+                    return
             self._mended(execution, f"a run of execution {run.execution_id} was left on {place}: {why}; cleaned up")
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                async for run in runner.list_owned(place):
+                    if run.execution_id in self._keeper:
+                        continue
+                    execution = await self._context.storage.get_execution(run.execution_id)
+                    if why := self._leftover(run, execution, place):
+                        tasks.create_task(clean_up(run, execution, why))
+        except ExceptionGroup as errors:
+            # The first tells as much as all of them.
+            raise errors.exceptions[0] from None
 
     def _leftover(self, run: OwnedRun, execution: Execution | None, place: str) -> str:
         """Why nobody needs the run any more; "" if somebody does, or may."""

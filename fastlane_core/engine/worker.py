@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -112,9 +112,12 @@ class Worker:
     async def _report(self) -> None:
         """Tell the API processes what this worker is and sees; they have no engine in reach."""
         told: dict[str, Json] = {}
+        seen: Json = None
         told_at = float("-inf")
         while True:
             state = await self._state()
+            self._tell_of_returned_places(seen, state["lanes"])
+            seen = state["lanes"]
             news = any(state[key] != told.get(key) for key in ("lanes", "hosts"))
             now = asyncio.get_running_loop().time()
             if news or now - told_at >= REPORT_SECONDS:
@@ -123,6 +126,13 @@ class Worker:
                     await self._forget_the_dead()
                     told, told_at = state, now
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def _tell_of_returned_places(self, before: Json, now: Json) -> None:
+        if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+            return
+        for lane, each in now.items():
+            for place in _places(each) - _places(before.get(lane)):
+                self._reconciler.place_returned(lane, place)
 
     async def _state(self) -> dict[str, Json]:
         context = self._context
@@ -156,6 +166,11 @@ class Worker:
             at = value.value.get("at")
             if isinstance(at, (int, float)) and now - at > DEAD_AFTER_SECONDS:
                 await self._context.storage.delete_state(WORKERS_SCOPE, worker)
+
+
+def _places(lane: Json) -> frozenset[str]:
+    places = lane.get("places") if isinstance(lane, Mapping) else None
+    return frozenset(places) if isinstance(places, Mapping) else frozenset()
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -175,15 +175,19 @@ async def test_a_short_outage_while_a_run_goes_on_is_waited_out(fastlane: Deploy
     assert (ended.status, await fastlane.output(ended)) == (Status.DONE, b"ready\nback\n")
 
 
-async def test_an_engine_that_stays_away_is_lost_and_its_run_is_cleaned_up_later(
+async def test_an_engine_that_stays_away_is_lost_and_its_run_is_cleaned_up_when_it_is_back(
     fastlane: Deployment,
 ) -> None:
-    async with fastlane.worker(options=replace(QUICK, engine_lost_after_seconds=0.1)):
+    # The next pass is an hour away: it is the return of the place that has it swept.
+    async with fastlane.worker(
+        options=replace(QUICK, engine_lost_after_seconds=0.1, reconcile_interval_seconds=3600.0)
+    ):
         execution = await fastlane.running(await fastlane.submit("hang"))
         with fastlane.engine.outage():
             lost = await fastlane.ended(execution)
-        assert (lost.status, lost.reason) == (Status.FAILED, Reason.ENGINE_LOST)
-        fastlane.clock.advance(60)
+            assert (lost.status, lost.reason) == (Status.FAILED, Reason.ENGINE_LOST)
+            await until(lambda: _serves_no_place(fastlane))
+            fastlane.clock.advance(60)
         await until(lambda: execution.id not in fastlane.engine.running)
         stopped = fastlane.engine.run(execution.id).outcome
         assert stopped is not None
@@ -334,6 +338,12 @@ async def test_runs_of_a_lane_that_is_not_offered_any_more_are_adopted(fastlane:
 async def _has_ended(fastlane: Deployment, execution: Execution, *, attempts: int) -> bool:
     found = await fastlane.attempts(execution)
     return len(found) == attempts and all(each.status.is_final and each.owes_at is None for each in found)
+
+
+async def _serves_no_place(fastlane: Deployment) -> bool:
+    """Whether the worker has told that its lane has no place."""
+    reports = await fastlane.storage.list_state(WORKERS_SCOPE)
+    return all(not lane["places"] for each in reports.values() for lane in each.value["lanes"].values())
 
 
 async def _count_attempts(fastlane: Deployment, execution: Execution, count: int) -> bool:
