@@ -59,6 +59,8 @@ class Application:
 
     def api_context(self, *, host: str, port: int, closing: asyncio.Event) -> ApiContext:
         """What the API of this process works with."""
+        enabled = {runner.name for runner in self.routing.runners}
+        runners = {each.name: each for each in self.plugins.runners() if each.name in enabled}
         return ApiContext(
             storage=self.storage,
             queue=self.queue,
@@ -68,11 +70,8 @@ class Application:
             general=self.settings.section(GeneralSettings),
             api=self.settings.section(ApiSettings),
             hard_timeout=self.settings.section(WorkerSettings).hard_execution_timeout_seconds,
-            runner_options={
-                each.name: each.options
-                for each in self.plugins.runners()
-                if each.options is not None and each.name in {runner.name for runner in self.routing.runners}
-            },
+            runner_options={name: each.options for name, each in runners.items() if each.options is not None},
+            option_aliases={name: each.aliases for name, each in runners.items()},
             notifier_payload={name: model for each in self.plugins.notifiers() for name, model in each.payload.items()},
             version=__version__,
             host=host,

@@ -14,8 +14,8 @@ load; one that fails is logged with its plugin's name and never slows or fails a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pluggy
@@ -96,6 +96,14 @@ class RunnerPlugin:
     create: Callable[[RunnerContext], Runner]
     #: Model of the job option named like the runner; None for a runner without options.
     options: type[BaseModel] | None = None
+    #: Fields at the top of the payload, as the first Fastlane had them, each with the option that it is another way to
+    #: say. Several runners may have the same: it means the option of the runner that the job goes to.
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = self.options.model_fields if self.options is not None else {}
+        if unknown := sorted(set(self.aliases.values()) - set(known)):
+            raise ValueError(f"the runner {self.name} has aliases of options that it has not: {', '.join(unknown)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,6 +36,7 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     app.extensions[PAYLOAD_SCHEMA] = PayloadSchema(
         runner_options=context.runner_options,
         notifier_payload=context.notifier_payload,
+        option_aliases=context.option_aliases,
         hard_timeout=context.hard_timeout,
     )
     app.extensions[FOLLOWERS] = Followers(context.limits.followers)

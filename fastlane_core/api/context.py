@@ -57,6 +57,8 @@ class ApiContext:
     clock: Callable[[], float]
     #: Model of the job option of each runner, by payload field, which is the runner's name.
     runner_options: Mapping[str, type[BaseModel]] = field(default_factory=dict)
+    #: Old payload fields, and the option that each means, by runner.
+    option_aliases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     #: Models of the payload fields that notifiers own, by payload field.
     notifier_payload: Mapping[str, type[BaseModel]] = field(default_factory=dict)
     #: Set when the server is about to end: streams end then.

@@ -8,7 +8,8 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from types import MappingProxyType
+from typing import cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
 from quart import current_app
@@ -20,10 +21,17 @@ from fastlane_core.models import Json, JsonObject, RunSpec
 #: Key of the schema among the extensions of the Quart application.
 PAYLOAD_SCHEMA = "fastlane.payload"
 
-#: Fields of the job that this version cannot honour, unless a plugin brings them.
-_NOT_YET = ("startAt", "startIn", "cron", "notify", "webhooks", "additionalDNSEntries")
+_LATER = "this version of Fastlane does not have it yet"
+#: Fields of the job that cannot be honoured, unless a plugin brings them, and why.
+_NOT_HERE = {
+    **dict.fromkeys(("startAt", "startIn", "cron", "notify", "webhooks"), _LATER),
+    "additionalDNSEntries": "no runner that is enabled here has such an option",
+}
 #: Those of them that clients send empty when they want nothing.
 _EMPTY_IS_NOTHING = frozenset({"notify", "webhooks", "additionalDNSEntries"})
+
+#: Last part of the path of an error that is about a key rather than its value.
+_KEY_ITSELF = "[key]"
 
 _MAX_RETRIES = 100
 _MAX_METADATA_BYTES = 64 * 1024
@@ -87,29 +95,49 @@ class PayloadSchema:
         runner_options: Mapping[str, type[BaseModel]],
         notifier_payload: Mapping[str, type[BaseModel]],
         hard_timeout: float,
+        option_aliases: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
-        """Raises SettingsError where a field has two owners."""
+        """`option_aliases` are fields that mean an option, by runner.
+
+        Raises SettingsError where a field has two owners.
+        """
         self._hard_timeout = hard_timeout
         self._options = dict(runner_options)
         self._notifications = dict(notifier_payload)
-        owners = [*JobPayload.model_fields, *self._options, *self._notifications]
+        self._aliases = option_aliases
+        meanings = {
+            name: (runner, option) for runner, names in option_aliases.items() for name, option in names.items()
+        }
+        owners = [*JobPayload.model_fields, *self._options, *self._notifications, *meanings]
         for name in owners:
             if owners.count(name) > 1:
                 raise SettingsError(f"two plugins, or a plugin and core, own the field {name!r} of the job payload")
-        extra = {name: (model | None, None) for name, model in (self._options | self._notifications).items()}
+        extra: dict[str, tuple[object, object]] = {
+            name: (model | None, None) for name, model in (self._options | self._notifications).items()
+        }
+        for name, (runner, option) in meanings.items():
+            field = self._options[runner].model_fields[option]
+            extra[name] = (
+                field.annotation,
+                Field(default=None, description=f"Another way to say `{runner}.{option}`."),
+            )
         self.model = cast("type[JobPayload]", create_model("Job", __base__=JobPayload, **extra))  # type: ignore[call-overload]
 
-    def parse(self, body: bytes) -> CheckedPayload:
-        """The payload in a request's body. Raises InvalidInput, which names the field and what was expected."""
-        return self.check(parse_json_object(body))
+    def parse(self, body: bytes, runner: str) -> CheckedPayload:
+        """The payload in a request's body, of a job that goes to the runner of that name.
 
-    def check(self, document: Mapping[str, Json]) -> CheckedPayload:
+        Raises InvalidInput, which names the field and what was expected.
+        """
+        return self.check(parse_json_object(body), runner)
+
+    def check(self, document: Mapping[str, Json], runner: str) -> CheckedPayload:
         """The payload in a parsed body. Raises InvalidInput."""
         wanted = self._known_fields(document)
+        moved = self._as_options(wanted, runner)
         try:
             payload = self.model.model_validate(wanted)
         except ValidationError as error:
-            raise self._refusal(error) from None
+            raise self._refusal(error, moved) from None
         return CheckedPayload(
             spec=RunSpec(
                 image=_checked_image(payload.image),
@@ -131,11 +159,30 @@ class PayloadSchema:
             if name in self.model.model_fields:
                 if value is not None or self.model.model_fields[name].is_required():
                     kept[name] = value
-            elif name not in _NOT_YET:
+            elif name not in _NOT_HERE:
                 raise InvalidInput(_shortened(name), _unknown(name, list(self.model.model_fields)))
             elif not (value is None or (name in _EMPTY_IS_NOTHING and _is_empty(value))):
-                raise InvalidInput(name, "this version of Fastlane does not have it yet")
+                raise InvalidInput(name, _NOT_HERE[name])
         return kept
+
+    def _as_options(self, wanted: dict[str, Json], runner: str) -> Mapping[tuple[str, ...], str]:
+        """Turn aliases into the options that they mean; of each such option, by its path, the alias."""
+        moved: dict[tuple[str, ...], str] = {}
+        for alias in dict.fromkeys(name for names in self._aliases.values() for name in names):
+            value = wanted.pop(alias, None)
+            if value is None or _is_empty(value):
+                continue
+            option = self._aliases.get(runner, {}).get(alias)
+            if option is None:
+                raise InvalidInput(alias, f"jobs of this task go to the runner {runner}, which has no such option")
+            options = wanted.get(runner, {})
+            if not isinstance(options, dict):
+                continue
+            if options.get(option) is not None:
+                raise InvalidInput(alias, f"is another way to say {runner}.{option}: give one of the two")
+            wanted[runner] = {**options, option: value}
+            moved[runner, option] = alias
+        return moved
 
     @staticmethod
     def _plugin_fields(payload: JobPayload, owned: Iterable[str]) -> dict[str, JsonObject]:
@@ -147,13 +194,15 @@ class PayloadSchema:
                 fields[name] = _bounded(name, dumped, _MAX_OPTIONS_BYTES)
         return fields
 
-    def _refusal(self, error: ValidationError) -> InvalidInput:
+    def _refusal(self, error: ValidationError, moved: Mapping[tuple[str, ...], str]) -> InvalidInput:
         first = error.errors(include_url=False, include_context=False)[0]
-        path = tuple(_shortened(str(part)) for part in first["loc"])
+        path = tuple(_shortened(str(part)) for part in first["loc"] if part != _KEY_ITSELF)
         top = path[0]
         if first["type"] == "extra_forbidden":
             model = self._model_at(path[:-1])
             return InvalidInput(".".join(path), _unknown(path[-1], list(model.model_fields)))
+        if alias := moved.get(path[:2]):
+            path = (alias, *path[2:])
         if first["type"] == "missing":
             expected = _EXPECTED.get(top) if len(path) == 1 else None
             return InvalidInput(".".join(path), f"is missing: expected {expected or 'a value'}")
@@ -161,23 +210,30 @@ class PayloadSchema:
             return InvalidInput(f"envs.{path[1]}", f"expected {_ENV_VALUE}, got {kind_of(first['input'])}")
         if top in _EXPECTED:
             return InvalidInput(top, f"expected {_EXPECTED[top]}{_instead(first['type'], first['input'])}")
-        return InvalidInput(".".join(path), first["msg"][:1].lower() + first["msg"][1:])
+        told = first["msg"].removeprefix("Value error, ")
+        return InvalidInput(".".join(path), told[:1].lower() + told[1:])
 
     def _model_at(self, path: Sequence[str]) -> type[BaseModel]:
         model: type[BaseModel] = self.model
         if path:
             model = (self._options | self._notifications).get(path[0], model)
         for name in path[1:]:
-            annotation = model.model_fields[name].annotation if name in model.model_fields else None
-            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-                break
-            model = annotation
+            # What is no field is a place in a list, or a key.
+            if name in model.model_fields:
+                model = _model_within(model.model_fields[name].annotation) or model
         return model
 
 
 def payload_schema() -> PayloadSchema:
     """The schema of the application that handles the current request."""
     return cast("PayloadSchema", current_app.extensions[PAYLOAD_SCHEMA])
+
+
+def _model_within(annotation: object) -> type[BaseModel] | None:
+    """The model that `X`, `X | None`, `list[X]` and the like are made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_within, get_args(annotation))), None)
 
 
 def _checked_image(image: str) -> str:

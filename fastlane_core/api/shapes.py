@@ -14,6 +14,8 @@ from fastlane_core.api.waiting import WaitingReasons
 from fastlane_core.models import Execution, Job, Json, JsonObject, Status, Stream, Task
 from fastlane_core.redaction import redact
 
+#: The payload field that says host names' addresses, in the words of the first Fastlane.
+_DNS_ENTRIES = "additionalDNSEntries"
 _HOST_AND_PORT = re.compile(r"(.+):([0-9]{1,5})")
 
 
@@ -144,7 +146,7 @@ def _job_metadata(context: ApiContext, job: Job, last: Execution | None) -> dict
         "retry_count": last.retries_used if last else 0,
         "timeout": job.spec.timeout,
         "envs": cast("JsonObject", redact(job.spec.env, words)),
-        "additional_dns_entries": [],
+        "additional_dns_entries": _dns_entries(context, job),
         "enqueued_id": last.id if last else None,
     }
     for name in ("notify", "webhooks"):
@@ -160,6 +162,15 @@ def _job_metadata(context: ApiContext, job: Job, last: Execution | None) -> dict
     if job.expiration is not None:
         metadata["expiration"] = job.expiration
     return metadata
+
+
+def _dns_entries(context: ApiContext, job: Job) -> list[Json]:
+    """Pairs of a host name and its address."""
+    for runner, options in job.spec.options.items():
+        entries = options.get(context.option_aliases.get(runner, {}).get(_DNS_ENTRIES, ""))
+        if isinstance(entries, Mapping):
+            return [[name, address] for name, address in entries.items()]
+    return []
 
 
 def _execution_metadata(execution: Execution) -> dict[str, Json]:

@@ -33,7 +33,9 @@ async def enqueue_job(task_id: str) -> Response:
     context = current_context()
     check_task_id(task_id)
     key = _idempotency_key()
-    payload, body = await parsed_body(payload_schema().parse)
+    runner = context.routing.runner_of(context.routing.lane_for(task_id).name).name
+    schema = payload_schema()
+    payload, body = await parsed_body(lambda body: schema.parse(body, runner))
     digest = hashlib.sha256(body).hexdigest() if key else None
     submitted = await context.submission.submit(
         JobOrder(

@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterable
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic_core import to_jsonable_python
 
 from fastlane_core.hookspecs import SettingsSection
@@ -49,7 +49,7 @@ def literal_of(value: object, *, indent: str = "") -> str:
 
 def _key(key: Key) -> str:
     default = key.default()
-    value = default.get_secret_value() if isinstance(default, SecretStr) else to_jsonable_python(default)
+    value = default.get_secret_value() if isinstance(default, SecretStr) else _plain(default)
     literal = literal_of(value)
     description = textwrap.wrap(
         " ".join((key.field.description or "").split()), _WIDTH - 3, break_long_words=False, break_on_hyphens=False
@@ -58,6 +58,18 @@ def _key(key: Key) -> str:
     lines.append(f"## Defaults to: {_on_one_line(value)}")
     lines += [f"#{line}" for line in f"{key.name} = {literal}".split("\n")]
     return "\n".join(lines) + "\n"
+
+
+def _plain(value: object) -> object:
+    """As JSON has it; of models within, what was said."""
+    match value:
+        case BaseModel():
+            return value.model_dump(mode="json", exclude_unset=True)
+        case list() | tuple():
+            return [_plain(each) for each in value]
+        case dict():
+            return {key: _plain(each) for key, each in value.items()}
+    return to_jsonable_python(value)
 
 
 def _on_one_line(value: object) -> str:

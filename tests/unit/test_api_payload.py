@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from ipaddress import IPv4Address
+from typing import Annotated
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from fastlane_core.api.bodies import parse_json_object
 from fastlane_core.api.payload import PayloadSchema
@@ -18,10 +20,24 @@ class Limits(BaseModel):
     cpus: float | None = None
 
 
+class Disk(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    size: int = 1
+
+    @field_validator("size")
+    @classmethod
+    def _is_a_size(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError("expected a size")
+        return value
+
+
 class DockerOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     memory: str | None = None
     limits: Limits = Limits()
+    disks: list[Disk] | None = None
+    sizes: dict[Annotated[str, Field(pattern="^[a-z]+$")], int] = {}
 
 
 class Notify(BaseModel):
@@ -39,7 +55,7 @@ def schema(**owners: dict[str, type[BaseModel]]) -> PayloadSchema:
 
 def refused(document: dict[str, Json], *, by: PayloadSchema | None = None) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
-        (by or schema()).check(document)
+        (by or schema()).check(document, "docker")
     return caught.value
 
 
@@ -48,7 +64,7 @@ def job(**fields: Json) -> dict[str, Json]:
 
 
 def test_smallest_payload_takes_the_defaults() -> None:
-    payload = schema().check(job())
+    payload = schema().check(job(), "docker")
     assert (payload.spec.image, payload.spec.command) == ("busybox", "true")
     assert payload.spec.env == {}
     assert payload.spec.timeout == 1800.0
@@ -58,40 +74,42 @@ def test_smallest_payload_takes_the_defaults() -> None:
 def test_nulls_take_the_defaults() -> None:
     names = ["envs", "metadata", "timeout", "expiration", "retries", "docker", "startAt", "startIn", "cron"]
     names += ["notify", "webhooks", "additionalDNSEntries"]
-    assert schema().check(job(**dict.fromkeys(names))) == schema().check(job())
+    assert schema().check(job(**dict.fromkeys(names)), "docker") == schema().check(job(), "docker")
 
 
 def test_command_may_be_a_list_of_arguments() -> None:
-    payload = schema().check(job(command=["sh", "-c", "echo 'a b' \"$HOME\""]))
+    payload = schema().check(job(command=["sh", "-c", "echo 'a b' \"$HOME\""]), "docker")
     assert shlex.split(payload.spec.command) == ["sh", "-c", "echo 'a b' \"$HOME\""]
 
 
 def test_command_is_kept_as_it_came() -> None:
-    assert schema().check(job(command="sh -c 'echo  hi'")).spec.command == "sh -c 'echo  hi'"
+    assert schema().check(job(command="sh -c 'echo  hi'"), "docker").spec.command == "sh -c 'echo  hi'"
 
 
 @pytest.mark.parametrize("command", ["", []])
 def test_empty_command_runs_the_images_own(command: Json) -> None:
-    assert schema().check(job(command=command)).spec.command == ""
+    assert schema().check(job(command=command), "docker").spec.command == ""
 
 
 def test_env_values_become_text_as_json_writes_them() -> None:
-    payload = schema().check(job(envs={"A": "x=y", "B": 5, "C": 1.5, "D": True, "E": ""}))
+    payload = schema().check(job(envs={"A": "x=y", "B": 5, "C": 1.5, "D": True, "E": ""}), "docker")
     assert payload.spec.env == {"A": "x=y", "B": "5", "C": "1.5", "D": "true", "E": ""}
 
 
 def test_timeout_is_capped_at_the_hard_limit() -> None:
-    assert schema().check(job(timeout=5)).spec.timeout == 5
-    assert schema().check(job(timeout=10**6)).spec.timeout == 1800.0
+    assert schema().check(job(timeout=5), "docker").spec.timeout == 5
+    assert schema().check(job(timeout=10**6), "docker").spec.timeout == 1800.0
 
 
 def test_options_of_a_runner_are_validated_by_its_model_and_kept_as_given() -> None:
-    assert schema().check(job(docker={"memory": "1g"})).spec.options == {"docker": {"memory": "1g"}}
+    assert schema().check(job(docker={"memory": "1g"}), "docker").spec.options == {"docker": {"memory": "1g"}}
 
 
 def test_field_of_a_notifier_is_taken_when_the_notifier_is_there() -> None:
     with_notify = schema(notifiers={"notify": Notify})
-    assert with_notify.check(job(notify={"succeeds": ["a@b.c"]})).notifications == {"notify": {"succeeds": ["a@b.c"]}}
+    assert with_notify.check(job(notify={"succeeds": ["a@b.c"]}), "docker").notifications == {
+        "notify": {"succeeds": ["a@b.c"]}
+    }
 
 
 @pytest.mark.parametrize(
@@ -106,7 +124,7 @@ def test_field_of_a_notifier_is_taken_when_the_notifier_is_there() -> None:
 )
 def test_empty_wishes_of_later_versions_are_nothing(field_and_value: tuple[str, Json]) -> None:
     name, value = field_and_value
-    assert schema().check(job(**{name: value})) == schema().check(job())
+    assert schema().check(job(**{name: value}), "docker") == schema().check(job(), "docker")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +135,6 @@ def test_empty_wishes_of_later_versions_are_nothing(field_and_value: tuple[str, 
         ("cron", "* * * * *"),
         ("notify", {"succeeds": ["a@b.c"]}),
         ("webhooks", {"fails": [{"url": "http://x"}]}),
-        ("additionalDNSEntries", {"a": "10.0.0.1"}),
     ],
     ids=str,
 )
@@ -168,6 +185,9 @@ def test_wishes_of_later_versions_are_refused_as_such(field_and_value: tuple[str
         (job(docker={"memory": 5}), "docker.memory", "string"),
         (job(docker={"memori": "1g"}), "docker.memori", "did you mean 'memory'"),
         (job(docker={"limits": {"cpu": 1}}), "docker.limits.cpu", "did you mean 'cpus'"),
+        (job(docker={"disks": [{"sise": 1}]}), "docker.disks.0.sise", "did you mean 'size'"),
+        (job(docker={"disks": [{"size": 0}]}), "docker.disks.0.size", "expected a size"),
+        (job(docker={"sizes": {"Up": 1}}), "docker.sizes.Up", "pattern"),
         (job(env={}), "env", "did you mean 'envs'"),
         (job(Timeout=5), "Timeout", "did you mean 'timeout'"),
         (job(zzz=None), "zzz", "known are image, command"),
@@ -184,9 +204,74 @@ def test_refusals_do_not_repeat_values_that_may_be_secret() -> None:
     assert "hunter2" not in str(refused(job(envs={"PASSWORD": ["hunter2"]})))
 
 
+def ipv4(text: str) -> str:
+    return str(IPv4Address(text))
+
+
+class HostsOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    extraHosts: dict[str, Annotated[str, AfterValidator(ipv4)]] | None = None  # noqa: N815
+
+
+ALIASED = PayloadSchema(
+    runner_options={"docker": HostsOptions},
+    notifier_payload={},
+    hard_timeout=1800.0,
+    option_aliases={"docker": {"additionalDNSEntries": "extraHosts"}},
+)
+
+
+def test_alias_is_the_option_that_it_means() -> None:
+    hosts = {"db": "10.0.0.1"}
+
+    by_alias = ALIASED.check(job(additionalDNSEntries=hosts, docker={}), "docker")
+
+    assert by_alias == ALIASED.check(job(docker={"extraHosts": hosts}), "docker")
+    assert by_alias.spec.options == {"docker": {"extraHosts": hosts}}
+    assert ALIASED.check(job(additionalDNSEntries={}), "process").spec.options == {}
+
+
+@pytest.mark.parametrize(
+    ("document", "runner", "field", "part"),
+    [
+        (job(additionalDNSEntries={"db": "nowhere"}), "docker", "additionalDNSEntries.db", "IPv4"),
+        (job(additionalDNSEntries=["db"]), "docker", "additionalDNSEntries", "dictionary"),
+        (job(additionalDNSEntries="db"), "docker", "additionalDNSEntries", "dictionary"),
+        (job(additionalDNSEntries={"db": "10.0.0.1"}), "process", "additionalDNSEntries", "runner process"),
+        (
+            job(additionalDNSEntries={"db": "10.0.0.1"}, docker={"extraHosts": {"db": "10.0.0.2"}}),
+            "docker",
+            "additionalDNSEntries",
+            "one of the two",
+        ),
+        (job(additionalDNSEntries={"db": "10.0.0.1"}, docker=5), "docker", "docker", "dictionary"),
+        (job(additionalDNSEntry={}), "docker", "additionalDNSEntry", "did you mean 'additionalDNSEntries'"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_an_alias_is_told_by_its_own_name(
+    document: dict[str, Json], runner: str, field: str, part: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        ALIASED.check(document, runner)
+    assert caught.value.field == field
+    assert part in caught.value.message
+
+
+def test_alias_that_no_runner_has_is_refused_unless_empty() -> None:
+    assert "no runner" in refused(job(additionalDNSEntries={"db": "10.0.0.1"})).message
+
+
 def test_field_with_two_owners_is_an_error_of_the_setup() -> None:
     with pytest.raises(SettingsError, match="'image'"):
         schema(runners={"image": DockerOptions})
+    with pytest.raises(SettingsError, match="'image'"):
+        PayloadSchema(
+            runner_options={"docker": DockerOptions},
+            notifier_payload={},
+            hard_timeout=1.0,
+            option_aliases={"docker": {"image": "memory"}},
+        )
     with pytest.raises(SettingsError, match="'docker'"):
         schema(notifiers={"docker": Notify})
 

@@ -32,7 +32,23 @@ class TrickySettings(BaseModel):
     tricky_made: list[str] = Field(default_factory=lambda: ["made"], description="Made by a function.")
 
 
-SECTIONS = [*CORE_SECTIONS, SettingsSection(title="Tricky", model=TrickySettings)]
+class Farm(BaseModel):
+    hosts: list[Host]
+    limits: Host | None = None
+
+
+class NestedSettings(BaseModel):
+    nested_farms: list[Farm] = Field(
+        default=[Farm(hosts=[Host(address="a"), Host(address="b", weight=2)])], description="F."
+    )
+    nested_table: dict[str, Host] = Field(default={"one": Host(address="c")}, description="T.")
+
+
+SECTIONS = [
+    *CORE_SECTIONS,
+    SettingsSection(title="Tricky", model=TrickySettings),
+    SettingsSection(title="Nested", model=NestedSettings),
+]
 
 
 def loaded(text: str, folder: Path) -> Settings:
@@ -85,6 +101,13 @@ def test_every_key_is_there_with_description_and_default_under_its_banner() -> N
             words = " ".join(re.sub(r"^## ?", "", block[1], flags=re.MULTILINE).split())
             assert words.startswith(" ".join((field.description or "").split()))
             assert "Defaults to: " in words
+
+
+def test_of_models_within_only_what_was_said_is_printed() -> None:
+    text = render(SECTIONS)
+
+    assert '## Defaults to: [{"hosts": [{"address": "a"}, {"address": "b", "weight": 2.0}]}]' in text
+    assert '## Defaults to: {"one": {"address": "c"}}' in text
 
 
 def test_every_line_is_a_comment() -> None:
