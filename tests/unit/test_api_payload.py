@@ -234,7 +234,7 @@ def test_alias_is_the_option_that_it_means() -> None:
 @pytest.mark.parametrize(
     ("document", "runner", "field", "part"),
     [
-        (job(additionalDNSEntries={"db": "nowhere"}), "docker", "additionalDNSEntries.db", "IPv4"),
+        (job(additionalDNSEntries={"db": "nowhere"}), "docker", "additionalDNSEntries.db", "expected 4 octets"),
         (job(additionalDNSEntries=["db"]), "docker", "additionalDNSEntries", "dictionary"),
         (job(additionalDNSEntries="db"), "docker", "additionalDNSEntries", "dictionary"),
         (job(additionalDNSEntries={"db": "10.0.0.1"}), "process", "additionalDNSEntries", "runner process"),

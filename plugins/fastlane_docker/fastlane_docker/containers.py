@@ -1,4 +1,4 @@
-"""What a run is as a container: its name, labels and options, and what its state says of how it ended."""
+"""What a run is as a container: its name and labels, and what its state says of how it ended."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from docker.types import LogConfig
-from pydantic import ValidationError
-
-from fastlane_core.errors import StartRejected
-from fastlane_core.models import Reason, RunOutcome, RunRequest
+from fastlane_core.models import Reason, RunOutcome
 from fastlane_docker.client import Client
-from fastlane_docker.options import DockerOptions, memory_bytes
-from fastlane_docker.settings import DockerSettings
 
 NAME_PREFIX = "fastlane-job-"
 DEFUNCT_PREFIX = "defunct-fastlane-job-"
@@ -25,50 +19,9 @@ LABEL_TASK = "fastlane.task"
 LABEL_FENCE = "fastlane.fence"
 
 #: How Docker tells that the command is not there, or cannot be executed.
-COMMAND_EXIT_CODES = (127, 126)
-
-#: The `local` log driver drops the oldest output beyond its limit, and counts some 30 bytes of its own for each line:
-#: where a line is one byte, it must have room for this many times what Fastlane keeps.
-_LOG_OVERHEAD = 32
-_LOG_SPARE_MIB = 16
-
-
-def create(client: Client, request: RunRequest, settings: DockerSettings) -> str:
-    """Create the container of a run and return its id. Raises StartRejected, and what the SDK raises."""
-    try:
-        options = DockerOptions.model_validate(request.spec.options.get("docker", {}))
-    except ValidationError as error:
-        raise StartRejected(f"the options under `docker` cannot be used: {error.errors()[0]['msg']}") from error
-    log_mib = request.max_log_bytes * _LOG_OVERHEAD // 1024**2 + _LOG_SPARE_MIB
-    host_config = client.create_host_config(
-        # The default driver replaces bytes that are not UTF-8; this one keeps them. Rotated files would be dropped.
-        log_config=LogConfig(type="local", config={"max-size": f"{log_mib}m", "max-file": "1", "compress": "false"}),
-        security_opt=["no-new-privileges"],
-        pids_limit=settings.docker_pids_limit,
-        mem_limit=memory_bytes(options.memory) if options.memory is not None else None,
-        nano_cpus=round(options.cpus * 1e9) if options.cpus is not None else None,
-    )
-    container = client.create_container(
-        image=request.spec.image,
-        command=list(request.argv) or None,
-        entrypoint=options.entrypoint,
-        working_dir=options.workdir,
-        user=options.user,
-        environment=dict(request.spec.env),
-        name=NAME_PREFIX + request.execution_id,
-        labels={
-            LABEL_DEPLOYMENT: request.deployment_id,
-            LABEL_EXECUTION: request.execution_id,
-            LABEL_JOB: request.job_id,
-            LABEL_TASK: request.task_id,
-            LABEL_FENCE: str(request.fence),
-        },
-        host_config=host_config,
-        detach=True,
-        # Proxies in the configuration of the worker's user are no business of the job's.
-        use_config_proxy=False,
-    )
-    return str(container["Id"])
+_COMMAND_EXIT_CODES = (127, 126)
+#: Engines use those codes as well for mounts and folders that runc cannot make; of the command runc says `exec: "x": `.
+_OF_THE_COMMAND = 'exec: "'
 
 
 def name_of(execution_id: str) -> str:
@@ -99,10 +52,17 @@ def could_not_start(state: Mapping[str, Any]) -> bool:
     return state["Status"] == "created" and bool(state["ExitCode"]) and bool(state["Error"])
 
 
+def failed_by_command(state: Mapping[str, Any]) -> bool:
+    """Whether it `could_not_start` because of its command, not of what else was asked for."""
+    return state["ExitCode"] in _COMMAND_EXIT_CODES and _OF_THE_COMMAND in state["Error"]
+
+
 def outcome(state: Mapping[str, Any]) -> RunOutcome:
     """How a container in a state that `has_ended` ended."""
     code, error = int(state["ExitCode"]), str(state["Error"]).strip()
     reason, message = Reason.EXIT_CODE, f"The command ended with exit code {code}."
+    if could_not_start(state) and not failed_by_command(state):
+        return RunOutcome(exit_code=None, reason=Reason.START_REJECTED, message=f"The engine did not start it: {error}")
     if state["OOMKilled"] and code != 0:
         reason, message = Reason.OUT_OF_MEMORY, "The engine killed it: it had used all the memory that it may have."
     elif error and code == 127:

@@ -164,6 +164,10 @@ _REQUESTS_FAULT = (
     "unable to find user",
     "unable to find group",
     "linux spec",
+    "cannot mkdir",
+    "security-opt",
+    "custom device",
+    "seccomp profile",
     "invalid reference",
 )
 

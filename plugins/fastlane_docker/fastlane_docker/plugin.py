@@ -26,7 +26,9 @@ def fastlane_settings() -> Iterator[SettingsSection]:
 @hookimpl
 def fastlane_runners() -> Iterator[RunnerPlugin]:
     """The runner `docker`."""
-    yield RunnerPlugin(name="docker", create=DockerRunner, options=DockerOptions)
+    yield RunnerPlugin(
+        name="docker", create=DockerRunner, options=DockerOptions, aliases={"additionalDNSEntries": "extraHosts"}
+    )
 
 
 @hookimpl

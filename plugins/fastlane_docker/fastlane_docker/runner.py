@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -24,13 +25,14 @@ from fastlane_core.contracts.runner import (
 )
 from fastlane_core.errors import EngineUnavailable, RunNotFound
 from fastlane_core.hookspecs import RunnerContext
-from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest
+from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest, RunSpec
 from fastlane_docker import containers
 from fastlane_docker.client import Client
 from fastlane_docker.endings import true_outcome
 from fastlane_docker.engine import Engine
 from fastlane_docker.farms import Farm, Farms
 from fastlane_docker.logs import read_log
+from fastlane_docker.policies import check_options, resolve
 from fastlane_docker.pool import Pool
 from fastlane_docker.settings import DockerSettings
 from fastlane_docker.starting import start_run
@@ -73,6 +75,9 @@ class DockerRunner(Runner):
     def routing_help(self) -> str:
         return self._farms.routing_help()
 
+    def check(self, lane: str, spec: RunSpec) -> None:
+        check_options(self._farms.of_lane(lane), spec)
+
     # Hosts
 
     async def open(self) -> None:
@@ -100,8 +105,12 @@ class DockerRunner(Runner):
 
     async def start(self, request: RunRequest) -> RunHandle:
         engine = self._pool.engine(request.place)
-        container = await engine.call("start", lambda client: start_run(client, request, self._settings))
-        return self._handle(engine, container, containers.name_of(request.execution_id))
+        resolved = resolve(self._farms.of_lane(request.lane), request.spec)
+        container = await engine.call("start", lambda client: start_run(client, request, resolved, self._settings))
+        handle = self._handle(engine, container, containers.name_of(request.execution_id))
+        if resolved.options.stopGrace is not None:
+            return replace(handle, data={**handle.data, "stopGrace": resolved.options.stopGrace})
+        return handle
 
     async def wait(self, handle: RunHandle) -> RunOutcome:
         engine, container = self._located(handle)
@@ -134,6 +143,9 @@ class DockerRunner(Runner):
 
     async def _stop(self, handle: RunHandle, grace: float) -> None:
         engine, container = self._located(handle)
+        own_grace = handle.data.get("stopGrace")
+        if isinstance(own_grace, int | float):
+            grace = float(own_grace)
 
         def stop(client: Client) -> None:
             # The SDK adds the grace to its usual time-out; the engine answers when the container is dead.

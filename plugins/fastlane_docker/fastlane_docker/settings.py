@@ -6,9 +6,23 @@ import json
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from fastlane_core.errors import InvalidInput
 from fastlane_docker.addresses import parse_address
+from fastlane_docker.options import DockerOptions
+from fastlane_docker.permissions import Limits, Permissions, check_limits
+from fastlane_docker.values import LabelName, LabelText
 
 
 class HostSettings(BaseModel):
@@ -28,6 +42,11 @@ class HostSettings(BaseModel):
         parse_address(value)
         return value
 
+    @model_serializer(mode="wrap")
+    def _as_short_as_it_may_be(self, handler: SerializerFunctionWrapHandler) -> object:
+        written = handler(self)
+        return self.host if written == {"host": self.host} else written
+
 
 def _host(value: object) -> object:
     """A host is its address, or an object with more to say."""
@@ -44,7 +63,11 @@ class FarmSettings(BaseModel):
     maxRunning: int = Field(default=10, ge=1, le=100_000)  # noqa: N815 - the key as operators know it
     name: str = ""
     #: Labels put on each of its containers.
-    labels: dict[str, str] = Field(default={}, max_length=100)
+    labels: dict[LabelName, LabelText] = Field(default={}, max_length=100)
+    #: Options of jobs that do not say otherwise; nothing of it needs to be allowed.
+    defaults: DockerOptions = DockerOptions()
+    limits: Limits = Limits()
+    allow: Permissions = Permissions()
 
     @field_validator("match")
     @classmethod
@@ -61,6 +84,15 @@ class FarmSettings(BaseModel):
         keys = [parse_address(each.host).key for each in value]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise ValueError(f"named twice: {', '.join(twice)}")
+        return value
+
+    @field_validator("limits")
+    @classmethod
+    def _hold_for_the_defaults(cls, value: Limits, info: ValidationInfo) -> Limits:
+        try:
+            check_limits("the farm", value, info.data.get("defaults", DockerOptions()))
+        except InvalidInput as error:
+            raise ValueError(f"the farm's own defaults are beyond them: {error}") from error
         return value
 
     @field_validator("name")

@@ -15,7 +15,9 @@ from fastlane_core.errors import EngineUnavailable, ImageNotFound, StartRejected
 from fastlane_core.models import RunRequest
 from fastlane_docker import containers
 from fastlane_docker.client import Client
+from fastlane_docker.creating import create, join_networks
 from fastlane_docker.engine import explanation, is_engines_fault
+from fastlane_docker.policies import Resolved
 from fastlane_docker.settings import DockerSettings
 
 #: Tries, where others remove or rename the container meanwhile.
@@ -25,38 +27,46 @@ _LOOKS = 100
 _LOOK_SECONDS = 0.05
 
 
-def start_run(client: Client, request: RunRequest, settings: DockerSettings) -> str:
+def start_run(client: Client, request: RunRequest, resolved: Resolved, settings: DockerSettings) -> str:
     """Create and start the container of a run, or find what an earlier call made of it; its id. Blocks.
 
     A command that cannot be executed is no error: that is how the run ended, and the container's state tells.
     Raises ImageNotFound, StartRejected, EngineUnavailable, and what the SDK raises for an engine in trouble.
     """
     for _ in range(_TRIES):
-        container, is_new = _created_or_found(client, request, settings)
+        container, is_new = _created_or_found(client, request, resolved, settings)
         if is_new:
             if (processed := _processed(client, request)) is not None:
-                client.remove_container(container, force=True)
+                client.remove_container(container, force=True, v=True)
                 return processed
         elif not _needs_start(containers.state_of(client, container)):
             return container
+        # By its name, not by its id: once it is processed, this worker comes too late to start it.
+        name = containers.name_of(request.execution_id)
         try:
-            # By its name, not by its id: once it is processed, this worker comes too late to start it.
-            client.start(containers.name_of(request.execution_id))
-        except NotFound:
-            continue
+            join_networks(client, name, resolved.options)
+            client.start(name)
         except APIError as error:
-            _judge(client, request, container, error)
+            try:
+                _judge(client, request, name, error)
+            except NotFound:
+                continue
         return container
     raise EngineUnavailable(f"the container of execution {request.execution_id} keeps vanishing from {request.place}")
 
 
-def _created_or_found(client: Client, request: RunRequest, settings: DockerSettings) -> tuple[str, bool]:
+def _created_or_found(
+    client: Client, request: RunRequest, resolved: Resolved, settings: DockerSettings
+) -> tuple[str, bool]:
     """The container's id, and whether this call created it."""
     name = containers.name_of(request.execution_id)
     for _ in range(_LOOKS):
         try:
-            return containers.create(client, request, settings), True
+            if not resolved.refusal:
+                return create(client, request, resolved, settings), True
         except NotFound as error:
+            if "platform" in explanation(error):
+                raise _rejected(request, error) from error
             raise ImageNotFound(f"there is no image {request.spec.image}: {explanation(error)}") from error
         except APIError as error:
             if is_engines_fault(error):
@@ -69,6 +79,8 @@ def _created_or_found(client: Client, request: RunRequest, settings: DockerSetti
             # Another worker is creating it still, or it was processed or removed since the conflict.
             if (processed := _processed(client, request)) is not None:
                 return processed, False
+            if resolved.refusal:
+                raise StartRejected(resolved.refusal) from None
             time.sleep(_LOOK_SECONDS)
             continue
         return _own(found, request), False
@@ -94,19 +106,25 @@ def _own(found: dict[str, Any], request: RunRequest) -> str:
 
 
 def _needs_start(state: dict[str, Any]) -> bool:
-    return state["Status"] == "created" and not containers.could_not_start(state)
+    """Whether it was never started, or not for a reason that may have passed."""
+    return state["Status"] == "created" and not (
+        containers.could_not_start(state) and containers.failed_by_command(state)
+    )
 
 
 def _judge(client: Client, request: RunRequest, container: str, error: APIError) -> None:
-    """Return if the run was started, or ended by its own command, in spite of the error; else raise."""
+    """Return if the run was started, or ended by its own command, in spite of the error; else raise.
+
+    Raises NotFound if there is no such container (any more).
+    """
     state = containers.state_of(client, container)
     if state["Status"] != "created":
         return
-    if containers.could_not_start(state) and state["ExitCode"] in containers.COMMAND_EXIT_CODES:
+    if containers.could_not_start(state) and containers.failed_by_command(state):
         return
     if is_engines_fault(error):
         raise error
-    client.remove_container(container, force=True)
+    client.remove_container(container, force=True, v=True)
     raise _rejected(request, error) from error
 
 

@@ -12,7 +12,6 @@ from fastlane_core.errors import SettingsError
 from fastlane_core.settings import Settings
 from fastlane_core.testing.runner_context import runner_context
 from fastlane_docker.addresses import parse_address
-from fastlane_docker.options import DockerOptions, memory_bytes
 from fastlane_docker.plugin import fastlane_settings
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
@@ -82,6 +81,14 @@ def test_default_is_this_machine_s_engine(tmp_path: Path) -> None:
         ([{"hosts": ["a:99999"]}], "a:99999"),
         ([{"hosts": ["a", "tcp://a:2375"]}], "a:2375"),
         ([{"hosts": ["a"], "name": "x"}, {"hosts": ["b"], "name": "x"}], "docker:x"),
+        ([{"hosts": ["a"], "labels": {"fastlane.task": "x"}}], "DOCKER_HOSTS[0].labels.fastlane.task"),
+        ([{"hosts": ["a"], "defaults": {"memory": "1k"}}], "DOCKER_HOSTS[0].defaults.memory"),
+        ([{"hosts": ["a"], "defaults": {"memori": "1g"}}], "DOCKER_HOSTS[0].defaults.memori"),
+        ([{"hosts": ["a"], "limits": {"memory": "much"}}], "DOCKER_HOSTS[0].limits.memory"),
+        ([{"hosts": ["a"], "limits": {"memory": "1g"}, "defaults": {"memory": "2g"}}], "at most 1073741824 bytes"),
+        ([{"hosts": ["a"], "allow": {"binds": ["data/*"]}}], "DOCKER_HOSTS[0].allow.binds[0]"),
+        ([{"hosts": ["a"], "allow": {"binds": ["/data/../*"]}}], "DOCKER_HOSTS[0].allow.binds[0]"),
+        ([{"hosts": ["a"], "allow": {"gpu": True}}], "DOCKER_HOSTS[0].allow.gpu"),
         ([], "DOCKER_HOSTS"),
         ("[{", "DOCKER_HOSTS"),
     ],
@@ -115,17 +122,3 @@ def test_addresses(text: str, key: str, host: str, port: int | None) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected|port"):
         parse_address(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("6m", 6 << 20), ("1G", 1 << 30), ("512mb", 512 << 20), ("7000000", 7000000)]
-)
-def test_memory(text: str, size: int) -> None:
-    assert memory_bytes(text) == size
-    assert DockerOptions(memory=text).memory == text
-
-
-@pytest.mark.parametrize("text", ["", "1.5g", "-1", "lots", "1t", "5m", "1" * 16])
-def test_what_is_no_memory(text: str) -> None:
-    with pytest.raises(ValueError, match="memory"):
-        DockerOptions(memory=text)

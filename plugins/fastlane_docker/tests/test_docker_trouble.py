@@ -231,9 +231,10 @@ VICTIM = """
 import asyncio, os, signal, sys
 from fastlane_core.models import RunRequest, RunSpec
 from fastlane_core.testing.runner_context import runner_context
-from fastlane_docker import containers
 from fastlane_docker.addresses import parse_address
 from fastlane_docker.client import Client
+from fastlane_docker.creating import create
+from fastlane_docker.policies import resolve
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
 
@@ -245,7 +246,7 @@ request = RunRequest(
     deployment_id=deployment, max_log_bytes=1 << 20,
 )
 if moment == "created":
-    containers.create(Client.connected(url, 30, connections=4), request, settings)
+    create(Client.connected(url, 30, connections=4), request, resolve(None, request.spec), settings)
 else:
     asyncio.run(DockerRunner(runner_context(settings, deployment_id=deployment)).start(request))
 os.kill(os.getpid(), signal.SIGKILL)
