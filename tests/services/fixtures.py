@@ -64,6 +64,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def registry_with_credentials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """An empty image registry that lets in `tests.services.registry.USER` alone."""
+    if why := Registry.unavailable():
+        missing("a registry", why)
+    with Registry(tmp_path_factory.mktemp("registry"), with_credentials=True) as started:
+        yield started
+
+
 def started_engine(folder: Path, *, arguments: tuple[str, ...] = ()) -> DockerEngine:
     """A new engine with busybox, to be used as a context; `arguments` are passed on to the daemon."""
     if why := DockerEngine.unavailable():

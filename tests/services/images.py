@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import docker
@@ -38,6 +39,14 @@ def add_ubuntu(url: str) -> None:
         _import(url, _debian_root(), "ubuntu", ["CMD bash"])
 
 
+def add_blob(url: str, name: str, size: int) -> None:
+    """An image by that name (with its tag) that is busybox and `size` random bytes in the file `/blob`."""
+    repository, _, tag = name.rpartition(":")
+    with contextlib.closing(docker.APIClient(base_url=url, version="auto", timeout=300)) as client:
+        root = _busybox_root({"blob": os.urandom(size)})
+        client.import_image_from_data(root, repository=repository, tag=tag, changes=["CMD sh"])
+
+
 def can_make_ubuntu() -> bool:
     """Whether `add_ubuntu` can work here."""
     return _cached_root().exists() or (os.geteuid() == 0 and program("debootstrap") is not None)
@@ -53,7 +62,7 @@ def _import(url: str, root: bytes, repository: str, changes: list[str]) -> None:
         client.import_image_from_data(root, repository=repository, tag="latest", changes=changes)
 
 
-def _busybox_root(scripts: dict[str, str]) -> bytes:
+def _busybox_root(files: Mapping[str, str | bytes]) -> bytes:
     busybox = program("/bin/busybox") or "/bin/busybox"
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True, timeout=60).stdout.split()
     buffer = io.BytesIO()
@@ -74,8 +83,8 @@ def _busybox_root(scripts: dict[str, str]) -> bytes:
             b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
         )
         _add(tar, "etc/group", tarfile.REGTYPE, 0o644, b"root:x:0:\nnogroup:x:65534:\n")
-        for name, text in scripts.items():
-            _add(tar, name, tarfile.REGTYPE, 0o755, text.encode())
+        for name, data in files.items():
+            _add(tar, name, tarfile.REGTYPE, 0o755, data.encode() if isinstance(data, str) else data)
     return buffer.getvalue()
 
 

@@ -21,13 +21,24 @@ storage:
 http:
   addr: 127.0.0.1:{port}
 """
+_AUTH = """\
+auth:
+  htpasswd: {{realm: tests, path: {folder}/htpasswd}}
+"""
+
+#: The one user whom a registry with credentials lets in. Such a registry wants passwords as bcrypt.
+USER = "alice"
+PASSWORD = "let-me-in"
+_HTPASSWD = f"{USER}:$2b$05$L8YXfICvVxJdxLmVp4qGXO/uUNH.Fvnfhw3rZeQ6tB0jcxB8ZPbK.\n"
 
 
 class Registry:
-    """A registry without credentials; engines of this machine take it without TLS, as it is on loopback."""
+    """A registry; engines of this machine take it without TLS, as it is on loopback."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, with_credentials: bool = False) -> None:
+        """With credentials it lets nobody in but `USER`."""
         self._folder = folder
+        self._with_credentials = with_credentials
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -39,7 +50,9 @@ class Registry:
 
     def __enter__(self) -> Registry:
         config = self._folder / "config.yml"
-        config.write_text(_CONFIG.format(folder=self._folder, port=self.port))
+        (self._folder / "htpasswd").write_text(_HTPASSWD)
+        text = _CONFIG + (_AUTH if self._with_credentials else "")
+        config.write_text(text.format(folder=self._folder, port=self.port))
         with (self._folder / "registry.log").open("ab") as log:
             command = [program("docker-registry") or "docker-registry", "serve", str(config)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -62,7 +75,11 @@ class Registry:
         reference = f"{self.address}/{repository}:{tag or 'latest'}"
         with contextlib.closing(docker.APIClient(base_url=url, version="auto", timeout=120)) as client:
             client.tag(image, f"{self.address}/{repository}", tag or "latest")
-            for step in client.push(f"{self.address}/{repository}", tag or "latest", stream=True, decode=True):
+            credentials = {"username": USER, "password": PASSWORD}
+            steps = client.push(
+                f"{self.address}/{repository}", tag or "latest", stream=True, decode=True, auth_config=credentials
+            )
+            for step in steps:
                 if "error" in step:
                     raise RuntimeError(step["error"])
             client.remove_image(reference)

@@ -31,6 +31,12 @@ class TcpProxy:
         """As in DOCKER_HOST."""
         return f"tcp://127.0.0.1:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """How many are open now."""
+        with self._lock:
+            return len(self._sockets) // 2
+
     def __enter__(self) -> TcpProxy:
         return self
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import requests
-from docker import APIClient, auth
+from docker import APIClient
 from docker.constants import DEFAULT_DOCKER_API_VERSION
 from docker.errors import DockerException
 from requests.adapters import HTTPAdapter
@@ -68,20 +68,21 @@ class Client(APIClient):  # type: ignore[misc]
         answer = self._get(self._url(path), params=params, stream=True)
         with contextlib.closing(cast("requests.Response", answer)) as opened:
             self._raise_for_status(opened)
-            connection = opened.raw.connection
-            if connection is not None and connection.sock is not None:
-                connection.sock.settimeout(quiet_seconds)
+            limit_silence(opened, quiet_seconds)
             yield opened
 
     @contextlib.contextmanager
-    def pulling(self, repository: str, tag: str, *, quiet_seconds: float) -> Iterator[requests.Response]:
-        """Pull an image; the answer's lines are JSON steps. Credentials come from Docker's own configuration."""
-        registry, _ = auth.resolve_repository_name(repository)
-        header = auth.get_config_header(self, registry)
+    def pulling(
+        self, repository: str, version: str, *, credentials: str | None, quiet_seconds: float
+    ) -> Iterator[requests.Response]:
+        """Pull the image of a tag or digest; the answer's lines are JSON steps. Closing it early ends the pull.
+
+        `credentials` is the value of the header `X-Registry-Auth`.
+        """
         answer = self._post(
             self._url("/images/create"),
-            params={"fromImage": repository, "tag": tag},
-            headers={"X-Registry-Auth": header} if header else {},
+            params={"fromImage": repository, "tag": version},
+            headers={"X-Registry-Auth": credentials} if credentials else {},
             stream=True,
             timeout=quiet_seconds,
         )
@@ -101,6 +102,13 @@ class _TcpAdapter(HTTPAdapter):
         if isinstance(timeout, int | float):
             kwargs["timeout"] = (min(float(timeout), _CONNECT_SECONDS), float(timeout))
         return super().send(request, *args, **kwargs)
+
+
+def limit_silence(answer: requests.Response, seconds: float) -> None:
+    """Let reading a streamed answer raise after so many seconds without a byte."""
+    connection = answer.raw.connection
+    if connection is not None and connection.sock is not None:
+        connection.sock.settimeout(seconds)
 
 
 def chunks_of(answer: requests.Response) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 #: Threads at most: for short calls, for stops (each lasts as long as its grace), for pulls, and for streams.
 _CALLS = 16
 _STOPS = 64
-_PULLS = 4
+PULLS = 16
 _STREAMS = 1024
 #: Connections kept open between calls.
 _CONNECTIONS = _CALLS + _STOPS
@@ -51,7 +51,7 @@ class Engine:
         self._client: Client | None = None
         self._calls = Threads(_CALLS, f"docker {address.key}")
         self._stops = Threads(_STOPS, f"docker stop {address.key}")
-        self._pulls = Threads(_PULLS, f"docker pull {address.key}")
+        self._pulls = Threads(PULLS, f"docker pull {address.key}")
         self._streams = Threads(_STREAMS, f"docker stream {address.key}")
         self._pings = Threads(1, f"docker ping {address.key}")
         #: Why it could not be reached when it was last looked at; "" if it answered, None before the first look.

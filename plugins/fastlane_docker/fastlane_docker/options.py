@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from fastlane_docker.pull_policy import PullPolicy
 from fastlane_docker.values import (
     Capability,
     HostName,
@@ -203,6 +204,9 @@ class DockerOptions(Part):
         max_length=100,
         pattern=r"^[a-z0-9_.-]+(/[a-z0-9_.-]+){0,2}$",
         description="Platform of the image, such as linux/arm64, where it has several.",
+    )
+    pullPolicy: PullPolicy | None = Field(  # noqa: N815
+        default=None, description="When to pull the image, in place of the farm's pullPolicy: missing, always or never."
     )
     stopSignal: Signal | None = Field(  # noqa: N815
         default=None, description="Signal that asks it to end, such as SIGINT; the image's own where there is none."

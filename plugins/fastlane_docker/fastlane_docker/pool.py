@@ -52,6 +52,7 @@ class Pool:
         await self._refresh()
         self._loops = [asyncio.create_task(self._keep_refreshing())]
         self._loops += [asyncio.create_task(self._keep_pinging(self.engine(key))) for key in self._addresses]
+        self._loops += [asyncio.create_task(self.puller(key).known.keep_listing()) for key in self._addresses]
 
     async def close(self) -> None:
         """Let go of threads and connections."""
@@ -90,7 +91,7 @@ class Pool:
     def puller(self, host: str) -> Puller:
         """What pulls the host's images."""
         if host not in self._pullers:
-            self._pullers[host] = Puller(self.engine(host), self._settings.docker_pull_timeout_seconds)
+            self._pullers[host] = Puller(self.engine(host), self._settings)
         return self._pullers[host]
 
     # Which hosts may take new runs

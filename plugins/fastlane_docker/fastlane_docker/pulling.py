@@ -3,92 +3,139 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from typing import Any
+from dataclasses import dataclass, field
 
+import structlog
 from docker.errors import APIError
 from docker.errors import ImageNotFound as NoSuchImage
-from docker.utils import parse_repository_tag
 
 from fastlane_core.contracts.runner import ProgressCallback
-from fastlane_core.errors import ImageNotFound, StartRejected
+from fastlane_core.errors import ImageNotFound
 from fastlane_core.models import Progress
-from fastlane_docker.client import Client, lines_of
-from fastlane_docker.engine import Engine, explanation
+from fastlane_docker import image_pull
+from fastlane_docker.client import Client
+from fastlane_docker.engine import PULLS, Engine
+from fastlane_docker.known_images import KnownImages
+from fastlane_docker.pull_policy import PullPolicy
+from fastlane_docker.references import Reference, parse_reference
+from fastlane_docker.settings import DockerSettings
 
-#: What engines and registries say of images that are not to be had, in any engine's words.
-_NOT_THERE = (
-    "not found",
-    "manifest unknown",
-    "no such image",
-    "does not exist",
-    "pull access denied",
-    "unauthorized",
-    "denied",
-    "invalid reference",
-    "no basic auth",
-    "repository name not known",
-)
-#: Statuses that say the same: a reference that is none, wrong credentials, no such image.
-_REFUSED = (400, 401, 403, 404)
-#: Seconds without a word from the engine after which a pull is given up.
-_QUIET_SECONDS = 120.0
+log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Pull:
+    """A pull under way."""
+
+    newest: Progress
+    task: asyncio.Task[None] = field(init=False)
+    listeners: list[ProgressCallback] = field(default_factory=list)
+    is_wanted: bool = True
+
+    def tell(self, progress: Progress) -> None:
+        if progress == self.newest:
+            return
+        self.newest = progress
+        for listener in self.listeners:
+            listener(progress)
+
+    def give_up(self) -> None:
+        self.is_wanted = False
+        self.task.cancel()
 
 
 class Puller:
     """Pulls images onto one engine."""
 
-    def __init__(self, engine: Engine, timeout: float) -> None:
+    def __init__(self, engine: Engine, settings: DockerSettings) -> None:
         self._engine = engine
-        self._timeout = timeout
-        self._pulls: dict[str, tuple[asyncio.Task[None], list[ProgressCallback]]] = {}
+        self._settings = settings
+        self._pulls: dict[Reference, _Pull] = {}
+        self.known = KnownImages(engine)
 
-    async def ensure(self, image: str, progress: ProgressCallback) -> None:
-        """Return when the engine has the image. Raises ImageNotFound, StartRejected, EngineUnavailable."""
-        if await self._engine.call("inspect image", lambda client: _is_there(client, image)):
-            return
-        under_way = self._pulls.get(image)
-        if under_way is None:
-            listeners: list[ProgressCallback] = []
-            task = asyncio.create_task(self._pull(image, listeners))
-            under_way = self._pulls[image] = (task, listeners)
-            task.add_done_callback(lambda done: self._forget(image, done))
-        task, listeners = under_way
-        listeners.append(progress)
+    async def ensure(self, image: str, policy: PullPolicy, progress: ProgressCallback) -> None:
+        """Return when the engine has the image, pulled as the policy says.
+
+        Raises ImageNotFound, PullFailed, EngineUnavailable.
+        """
         try:
-            # One run that is stopped does not end the pull that others wait for.
-            await asyncio.shield(task)
-        finally:
-            listeners.remove(progress)
+            reference = parse_reference(image)
+        except ValueError as error:
+            raise ImageNotFound(f"there can be no such image: {error}") from error
+        if policy != "always":
+            if await self._engine.call("inspect image", lambda client: _is_there(client, image)):
+                self.known.add(reference)
+                return
+            self.known.discard(reference)
+            if policy == "never":
+                raise ImageNotFound(
+                    f"the host {self._engine.address.key} has no image {image}, and the pull policy `never` forbids "
+                    "to pull it"
+                )
+        await self._pulled(image, reference, progress)
+        self.known.add(reference)
+
+    async def restore(self, image: str, policy: PullPolicy) -> None:
+        """Get an image again that was there a moment ago, unless the policy forbids to. Raises as `ensure` does."""
+        log.warning("an image was removed before its container was made", image=image, host=self._engine.address.key)
+        await self.ensure(image, "never" if policy == "never" else "missing", lambda progress: None)
+
+    def has(self, image: str) -> bool:
+        """Whether the host is known to have the image; asks nobody."""
+        try:
+            return parse_reference(image) in self.known
+        except ValueError:
+            return False
 
     async def close(self) -> None:
         """Give up what is under way."""
-        tasks = [task for task, _ in self._pulls.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        pulls = list(self._pulls.values())
+        for pull in pulls:
+            pull.give_up()
+        await asyncio.gather(*(pull.task for pull in pulls), return_exceptions=True)
 
-    def _forget(self, image: str, task: asyncio.Task[None]) -> None:
-        self._pulls.pop(image, None)
+    async def _pulled(self, image: str, reference: Reference, progress: ProgressCallback) -> None:
+        """Join the pull of the image, or begin it."""
+        pull = self._pulls.get(reference)
+        if pull is None:
+            waits = len(self._pulls) >= PULLS
+            first = f"waiting to pull {image}: {PULLS} other images are being pulled onto {self._engine.address.key}"
+            pull = self._pulls[reference] = _Pull(Progress(message=first if waits else f"pulling {image}"))
+            pull.task = asyncio.create_task(self._pull(image, reference, pull))
+            pull.task.add_done_callback(lambda done: self._forget(reference, pull, done))
+        pull.listeners.append(progress)
+        progress(pull.newest)
+        try:
+            # One run that is stopped does not end the pull that others wait for.
+            await asyncio.shield(pull.task)
+        finally:
+            pull.listeners.remove(progress)
+            if not pull.listeners:
+                pull.give_up()
+                self._remove(reference, pull)
+
+    async def _pull(self, image: str, reference: Reference, pull: _Pull) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+
+        def tell(progress: Progress) -> None:
+            loop.call_soon_threadsafe(pull.tell, progress)
+
+        def work(client: Client) -> None:
+            image_pull.pull(client, image, reference, self._settings, tell=tell, is_wanted=lambda: pull.is_wanted)
+
+        await self._engine.pull_call(f"pull of {image}", work)
+        log.info("pulled", image=image, host=self._engine.address.key, seconds=round(loop.time() - begun, 1))
+
+    def _forget(self, reference: Reference, pull: _Pull, task: asyncio.Task[None]) -> None:
+        self._remove(reference, pull)
         if not task.cancelled():
             # Seen here, so that a pull whose askers are all gone leaves no warning behind.
             task.exception()
 
-    async def _pull(self, image: str, listeners: list[ProgressCallback]) -> None:
-        loop = asyncio.get_running_loop()
-
-        def tell(progress: Progress) -> None:
-            for listener in listeners:
-                listener(progress)
-
-        def tell_from_thread(progress: Progress) -> None:
-            loop.call_soon_threadsafe(tell, progress)
-
-        def pull(client: Client) -> None:
-            _pull(client, image, self._timeout, tell_from_thread)
-
-        await self._engine.pull_call(f"pull of {image}", pull)
+    def _remove(self, reference: Reference, pull: _Pull) -> None:
+        if self._pulls.get(reference) is pull:
+            del self._pulls[reference]
 
 
 def _is_there(client: Client, image: str) -> bool:
@@ -101,44 +148,3 @@ def _is_there(client: Client, image: str) -> bool:
             return False
         raise
     return True
-
-
-def _pull(client: Client, image: str, timeout: float, tell: ProgressCallback) -> None:
-    """Pull in this thread, telling once per second how far it is."""
-    repository, tag = parse_repository_tag(image)
-    deadline = time.monotonic() + timeout
-    layers: dict[str, tuple[int, int]] = {}
-    told = 0.0
-    tell(Progress(message=f"pulling {image}"))
-    try:
-        with client.pulling(repository, tag or "latest", quiet_seconds=_QUIET_SECONDS) as answer:
-            for line in lines_of(answer):
-                step: dict[str, Any] = json.loads(line)
-                if "error" in step:
-                    raise _refusal(image, str(step["error"]))
-                detail = step.get("progressDetail") or {}
-                if "id" in step and detail.get("total"):
-                    layers[step["id"]] = (int(detail.get("current", 0)), int(detail["total"]))
-                now = time.monotonic()
-                if now > deadline:
-                    raise StartRejected(f"pulling the image {image} took longer than {timeout:g} s; it is given up")
-                if layers and now - told >= 1.0:
-                    told = now
-                    current, total = (sum(layer[part] for layer in layers.values()) for part in (0, 1))
-                    tell(Progress(message=f"pulling {image}: {current} of {total} bytes", current=current, total=total))
-    except APIError as error:
-        words = explanation(error)
-        if error.status_code in _REFUSED:
-            raise _not_there(image, words) from error
-        raise _refusal(image, words) from error
-    tell(Progress(message=f"pulled {image}"))
-
-
-def _refusal(image: str, words: str) -> ImageNotFound | StartRejected:
-    if any(each in words.lower() for each in _NOT_THERE):
-        return _not_there(image, words)
-    return StartRejected(f"the image {image} could not be pulled: {words}")
-
-
-def _not_there(image: str, words: str) -> ImageNotFound:
-    return ImageNotFound(f"there is no image {image}, or it may not be pulled: {words}")

@@ -23,7 +23,7 @@ from fastlane_core.contracts.runner import (
     PruneReport,
     Runner,
 )
-from fastlane_core.errors import EngineUnavailable, RunNotFound
+from fastlane_core.errors import EngineUnavailable, ImageNotFound, RunNotFound
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest, RunSpec
 from fastlane_docker import containers
@@ -34,6 +34,8 @@ from fastlane_docker.farms import Farm, Farms
 from fastlane_docker.logs import read_log
 from fastlane_docker.policies import check_options, resolve
 from fastlane_docker.pool import Pool
+from fastlane_docker.pull_policy import PullPolicy
+from fastlane_docker.references import check_image
 from fastlane_docker.settings import DockerSettings
 from fastlane_docker.starting import start_run
 
@@ -76,6 +78,7 @@ class DockerRunner(Runner):
         return self._farms.routing_help()
 
     def check(self, lane: str, spec: RunSpec) -> None:
+        check_image(spec.image)
         check_options(self._farms.of_lane(lane), spec)
 
     # Hosts
@@ -93,7 +96,10 @@ class DockerRunner(Runner):
         farm = self._farm(lane)
         places = list(await self._pool.offered(farm))
         random.shuffle(places)
-        return sorted(places, key=lambda place: loads.get(place, 0) / farm.hosts[place].weight)
+        pullers = {place: self._pool.puller(place) for place in places}
+        return sorted(
+            places, key=lambda place: (loads.get(place, 0) / farm.hosts[place].weight, not pullers[place].has(image))
+        )
 
     async def health(self) -> JsonObject:
         return {"hosts": self._pool.health()}
@@ -101,12 +107,21 @@ class DockerRunner(Runner):
     # Runs
 
     async def prepare(self, request: RunRequest, progress: ProgressCallback) -> None:
-        await self._pool.puller(request.place).ensure(request.spec.image, progress)
+        await self._pool.puller(request.place).ensure(request.spec.image, self._pull_policy(request), progress)
 
     async def start(self, request: RunRequest) -> RunHandle:
         engine = self._pool.engine(request.place)
         resolved = resolve(self._farms.of_lane(request.lane), request.spec)
-        container = await engine.call("start", lambda client: start_run(client, request, resolved, self._settings))
+
+        def start(client: Client) -> str:
+            return start_run(client, request, resolved, self._settings)
+
+        try:
+            container = await engine.call("start", start)
+        except ImageNotFound:
+            # Removed from the host since it was prepared: once more.
+            await self._pool.puller(request.place).restore(request.spec.image, self._pull_policy(request))
+            container = await engine.call("start", start)
         handle = self._handle(engine, container, containers.name_of(request.execution_id))
         if resolved.options.stopGrace is not None:
             return replace(handle, data={**handle.data, "stopGrace": resolved.options.stopGrace})
@@ -257,6 +272,12 @@ class DockerRunner(Runner):
             yield
         except NotFound as error:
             raise RunNotFound(f"the Docker engine {engine.address.key} has no container {container[:12]}") from error
+
+    def _pull_policy(self, request: RunRequest) -> PullPolicy:
+        """The job's, else the farm's; a farm that the settings do not have any more has the default."""
+        farm = self._farms.of_lane(request.lane)
+        own = resolve(farm, request.spec).options.pullPolicy
+        return own or (farm.settings.pullPolicy if farm else "missing")
 
     def _handle(self, engine: Engine, container: str, name: str) -> RunHandle:
         data = {"host": engine.address.key, "container": container, "name": name}

@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
@@ -22,6 +23,8 @@ from fastlane_core.errors import InvalidInput
 from fastlane_docker.addresses import parse_address
 from fastlane_docker.options import DockerOptions
 from fastlane_docker.permissions import Limits, Permissions, check_limits
+from fastlane_docker.pull_policy import PullPolicy
+from fastlane_docker.references import registry_of
 from fastlane_docker.values import LabelName, LabelText
 
 
@@ -68,6 +71,8 @@ class FarmSettings(BaseModel):
     defaults: DockerOptions = DockerOptions()
     limits: Limits = Limits()
     allow: Permissions = Permissions()
+    #: When images are pulled, for jobs that do not say it themselves.
+    pullPolicy: PullPolicy = "missing"  # noqa: N815 - as jobs name it
 
     @field_validator("match")
     @classmethod
@@ -103,6 +108,24 @@ class FarmSettings(BaseModel):
         return value
 
 
+class RegistrySettings(BaseModel):
+    """Credentials for one image registry: a user with a password, or a token."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    username: str = ""
+    password: SecretStr = SecretStr("")
+    #: In place of the two, what the registry gave for them (`identitytoken` in Docker's own configuration).
+    identityToken: SecretStr = SecretStr("")  # noqa: N815 - as Docker's API names it
+
+    @model_validator(mode="after")
+    def _are_complete(self) -> RegistrySettings:
+        user, token = bool(self.username and self.password.get_secret_value()), bool(self.identityToken)
+        if user == token or (token and (self.username or self.password)):
+            raise ValueError("expected username and password, or identityToken")
+        return self
+
+
 def _farms(value: object) -> object:
     """A list, one object, or either as JSON text."""
     if isinstance(value, str):
@@ -131,6 +154,16 @@ class DockerSettings(BaseModel):
     docker_pull_timeout_seconds: float = Field(
         default=900.0, gt=0, description="Longest time that pulling an image may take, in seconds."
     )
+    docker_pull_quiet_seconds: float = Field(
+        default=120.0, gt=0, description="Longest time without news of a pull until it is given up, in seconds."
+    )
+    docker_registries: dict[str, RegistrySettings] = Field(
+        default={},
+        max_length=1000,
+        description='Credentials of image registries: {"registry:5000": {"username": "x", "password": "y"}}, or '
+        '{"identityToken": "z"}. Docker\'s own is called docker.io. For a registry that is not named here, they come '
+        "from the configuration file that `docker login` writes for the worker's user.",
+    )
     docker_ping_seconds: float = Field(
         default=5.0,
         ge=0.2,
@@ -153,6 +186,14 @@ class DockerSettings(BaseModel):
     docker_pids_limit: int = Field(
         default=4096, ge=1, description="Processes and threads that one container may have at a time."
     )
+
+    @field_validator("docker_registries")
+    @classmethod
+    def _are_registries(cls, value: dict[str, RegistrySettings]) -> dict[str, RegistrySettings]:
+        registries = {registry_of(key): each for key, each in value.items()}
+        if len(registries) < len(value):
+            raise ValueError("a registry is named twice")
+        return registries
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> DockerSettings:

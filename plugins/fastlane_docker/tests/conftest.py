@@ -18,9 +18,12 @@ from fastlane_core.testing.runner_driver import RunDriver
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
 from tests.services.fixtures import SharedEngine
+from tests.services.images import add_blob
+from tests.services.registry import Registry
 from tests.services.tcp_proxy import TcpProxy
 
 BuildRunner = Callable[..., DockerRunner]
+Push = Callable[..., str]
 
 
 @pytest.fixture
@@ -76,6 +79,20 @@ def runs(deployment_id: str, sdk: docker.DockerClient) -> Iterator[RunDriver]:
     yield RunDriver(deployment_id=deployment_id, image="busybox:latest")
     for container in sdk.containers.list(all=True, filters={"label": f"fastlane.deployment={deployment_id}"}):
         container.remove(force=True, v=True)
+
+
+@pytest.fixture
+def push(registry: Registry, docker_engine: SharedEngine, sdk: docker.DockerClient) -> Push:
+    """Makes an image that only the registry has; its reference. `size` in bytes, none of which can be compressed."""
+
+    def push(*, size: int = 16, tag: str = "v1", name: str = "") -> str:
+        local = f"{uuid.uuid4()}:{tag}"
+        add_blob(docker_engine.url, local, size)
+        pushed = registry.push(docker_engine.url, local, name.partition("/")[2] or f"some/{local}")
+        sdk.images.remove(local)
+        return pushed
+
+    return push
 
 
 @pytest.fixture

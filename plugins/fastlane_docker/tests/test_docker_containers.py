@@ -12,12 +12,11 @@ from typing import Any
 import docker
 import pytest
 
-from fastlane_core.errors import ImageNotFound, RunNotFound, StartRejected
-from fastlane_core.models import Progress, Reason
-from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, Written, ignore_progress
+from fastlane_core.errors import RunNotFound, StartRejected
+from fastlane_core.models import Reason
+from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, Written
 from fastlane_docker.runner import DockerRunner
 from tests.services.fixtures import SharedEngine
-from tests.services.registry import Registry
 
 pytestmark = pytest.mark.services
 
@@ -99,13 +98,6 @@ async def test_name_taken_by_a_stranger_is_rejected(
     assert len(sdk.containers.list(all=True, filters={"name": run.request.execution_id})) == 1
 
 
-async def test_image_removed_before_the_start_is_named(runner: DockerRunner, runs: RunDriver) -> None:
-    request = await runs.request(runner, "true", image="fastlane-test/removed:latest")
-
-    with pytest.raises(ImageNotFound, match="fastlane-test/removed:latest"):
-        await runner.start(request)
-
-
 async def test_removed_container_is_a_run_not_found(
     runner: DockerRunner, runs: RunDriver, sdk: docker.DockerClient
 ) -> None:
@@ -178,61 +170,6 @@ def _frames() -> list[str]:
             found.append(here.f_code.co_qualname)
             here = here.f_back  # type: ignore[assignment]
     return found
-
-
-# Images
-
-
-@pytest.fixture
-def pushed(registry: Registry, docker_engine: SharedEngine, deployment_id: str, sdk: docker.DockerClient) -> str:
-    """An image that only the registry has."""
-    return registry.push(docker_engine.url, "busybox:latest", f"some/{deployment_id}:v1")
-
-
-async def test_missing_image_is_pulled_once_however_many_want_it(
-    runner: DockerRunner, runs: RunDriver, pushed: str, sdk: docker.DockerClient
-) -> None:
-    told: list[Progress] = []
-    request = await runs.request(runner, "echo pulled", image=pushed)
-    begun = time.time()
-
-    await asyncio.gather(*(runner.prepare(request, told.append) for _ in range(8)))
-
-    run = await runs.start_request(runner, request)
-    assert (await run.written()).stdout == b"pulled\n"
-    assert any(pushed in progress.message for progress in told)
-    events = sdk.events(
-        since=int(begun), until=int(time.time()) + 1, filters={"type": "image", "event": "pull"}, decode=True
-    )
-    assert [event["id"] for event in events if event["id"] == pushed] == [pushed]
-
-
-async def test_image_is_pulled_by_its_digest(
-    runner: DockerRunner, runs: RunDriver, pushed: str, sdk: docker.DockerClient
-) -> None:
-    await runner.prepare(await runs.request(runner, "true", image=pushed), ignore_progress)
-    repository = pushed.rpartition(":")[0]
-    (digest,) = (each for each in sdk.images.get(pushed).attrs["RepoDigests"] if each.startswith(f"{repository}@"))
-    sdk.images.remove(pushed)
-
-    run = await runs.start_request(runner, await runs.request(runner, "echo by digest", image=digest))
-
-    assert (await run.written()).stdout == b"by digest\n"
-
-
-@pytest.mark.parametrize(
-    "name", ["no/such-image", "no/such-image:v2", "UPPER/case", "a b", "../containers", ":", "a@sha256:12"]
-)
-async def test_image_that_is_not_to_be_had_is_named(
-    runner: DockerRunner, runs: RunDriver, registry: Registry, name: str
-) -> None:
-    image = f"{registry.address}/{name}"
-    request = await runs.request(runner, "true", image=image)
-
-    with pytest.raises(ImageNotFound) as caught:
-        await runner.prepare(request, ignore_progress)
-
-    assert image in str(caught.value)
 
 
 # Clean-up
