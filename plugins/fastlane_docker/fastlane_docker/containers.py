@@ -9,6 +9,7 @@ from typing import Any
 
 from fastlane_core.models import Reason, RunOutcome
 from fastlane_docker.client import Client
+from fastlane_docker.engine import cut
 
 NAME_PREFIX = "fastlane-job-"
 DEFUNCT_PREFIX = "defunct-fastlane-job-"
@@ -59,7 +60,7 @@ def failed_by_command(state: Mapping[str, Any]) -> bool:
 
 def outcome(state: Mapping[str, Any]) -> RunOutcome:
     """How a container in a state that `has_ended` ended."""
-    code, error = int(state["ExitCode"]), str(state["Error"]).strip()
+    code, error = int(state["ExitCode"]), cut(str(state["Error"]))
     reason, message = Reason.EXIT_CODE, f"The command ended with exit code {code}."
     if could_not_start(state) and not failed_by_command(state):
         return RunOutcome(exit_code=None, reason=Reason.START_REJECTED, message=f"The engine did not start it: {error}")

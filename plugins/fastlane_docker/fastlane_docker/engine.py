@@ -28,6 +28,8 @@ _CALLS = 16
 _STOPS = 64
 PULLS = 16
 _STREAMS = 1024
+#: Characters of an engine's explanation that are passed on.
+_LONGEST_WORDS = 1000
 #: Connections kept open between calls.
 _CONNECTIONS = _CALLS + _STOPS
 #: An engine that does not answer a ping within so many seconds is out of reach.
@@ -175,7 +177,15 @@ _REQUESTS_FAULT = (
 def explanation(error: APIError) -> str:
     """The engine's own words."""
     text = error.explanation
-    return (text.decode(errors="replace") if isinstance(text, bytes) else str(text or error)).strip()
+    return cut(text.decode(errors="replace") if isinstance(text, bytes) else str(text or error))
+
+
+def cut(words: str) -> str:
+    """An engine's words without their middle where they are very long: they may quote a whole command."""
+    words = words.strip()
+    return (
+        words if len(words) <= _LONGEST_WORDS else f"{words[: _LONGEST_WORDS // 2]} … {words[-_LONGEST_WORDS // 2 :]}"
+    )
 
 
 def _short(error: BaseException) -> str:

@@ -46,7 +46,7 @@ async def build_runner(deployment_id: str, storage: Storage) -> AsyncIterator[Bu
     runners: list[DockerRunner] = []
 
     def build(*hosts: str, deployment: str | None = None, **settings: object) -> DockerRunner:
-        farm = {"hosts": list(hosts), "maxRunning": 8}
+        farm = {"hosts": list(hosts) or ["unused"], "maxRunning": 8}
         values = {"docker_hosts": [farm], "docker_timeout_seconds": 10.0, "docker_ping_seconds": 0.2, **settings}
         section = DockerSettings.model_validate(values)
         runner = DockerRunner(runner_context(section, deployment_id=deployment or deployment_id, storage=storage))
