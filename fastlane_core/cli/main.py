@@ -19,6 +19,7 @@ _COMMANDS = {
     "api": "fastlane_core.cli.api",
     "worker": "fastlane_core.cli.worker",
     "run": "fastlane_core.cli.run",
+    "prune": "fastlane_core.cli.prune",
     "config": "fastlane_core.cli.config",
     "version": "fastlane_core.cli.config:version",
 }

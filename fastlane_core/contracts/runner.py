@@ -54,21 +54,39 @@ class OwnedRun:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PrunedRun:
+    """What `prune` removed, or with `dry_run` would remove."""
+
+    #: As the engine's own tools show it.
+    name: str
+    execution_id: str
+    #: As far as the engine tells; one that has lost its tag goes by its digest or id.
+    image: str | None = None
+    created_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PruneReport:
     """What `prune` did on one place."""
 
     place: str
-    removed: Sequence[str] = ()
-    #: Why the place could not be pruned; "" when it was.
+    runs: Sequence[PrunedRun] = ()
+    #: Why the place could not be pruned, or not wholly; "" when it was.
     error: str = ""
+
+    @property
+    def removed(self) -> Sequence[str]:
+        """The names of what was removed."""
+        return [run.name for run in self.runs]
 
 
 class Runner(ABC):
     """Runs on one kind of engine.
 
     `capabilities`, `lanes`, `lane_for` and `check` are pure and work on a runner that was never opened: an API process
-    routes and refuses without an engine in reach. Everything else is called by workers, between `open` and `close`,
-    from one event loop, many at a time; nothing may block the loop, and every call to the engine has a time-out.
+    routes and refuses without an engine in reach. Everything else but `prune` is called by workers, between `open` and
+    `close`, from one event loop, many at a time; nothing may block the loop, and every call to the engine has a
+    time-out.
     """
 
     #: The name that it is registered under.
@@ -168,9 +186,13 @@ class Runner(ABC):
         """
 
     async def prune(self, *, older_than: float, dry_run: bool) -> Sequence[PruneReport]:
-        """Remove what `finish` left behind more than `older_than` seconds ago, on every place.
+        """Remove what `finish` left behind of runs that ended at least `older_than` seconds ago, on every place.
 
-        One place in trouble does not stop the rest. Raises Unsupported unless `capabilities.prune`.
+        Never touches runs that were not finished, nor another deployment's. One report per place; a place in trouble
+        neither stops the rest nor costs more than a bounded time. With `dry_run` it only tells what it would remove.
+
+        The command line calls it, too, on a runner that it does not `open`: it is no worker, and must not act as one.
+        `close` follows. Raises Unsupported unless `capabilities.prune`.
         """
         raise Unsupported(f"the runner {self.name} has nothing to prune")
 

@@ -10,6 +10,7 @@ from fastlane_core.contracts.runner import (
     Lane,
     OwnedRun,
     ProgressCallback,
+    PrunedRun,
     PruneReport,
     Runner,
 )
@@ -134,16 +135,21 @@ class FakeRunner(Runner):
         reports = []
         for place in self.engine.places:
             old = [
-                execution_id
+                PrunedRun(
+                    name=execution_id,
+                    execution_id=execution_id,
+                    image=run.request.spec.image,
+                    created_at=run.created_at,
+                )
                 for execution_id, run in self.engine.runs.items()
                 if run.request.place == place
                 and run.request.deployment_id == self._deployment_id
                 and run.finished_at is not None
-                and run.finished_at < before
+                and run.finished_at <= before
             ]
             if not dry_run:
-                self.engine.remove(old)
-            reports.append(PruneReport(place=place, removed=old))
+                self.engine.remove([each.execution_id for each in old])
+            reports.append(PruneReport(place=place, runs=old))
         return reports
 
     async def health(self) -> JsonObject:

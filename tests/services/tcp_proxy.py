@@ -6,9 +6,13 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 _READ = 64 * 1024
+
+#: Gets data that came from one side and gives what the other gets; may block.
+Filter = Callable[[bytes], bytes]
 
 
 class TcpProxy:
@@ -97,16 +101,21 @@ class TcpProxy:
             far.settimeout(None)
             with self._lock:
                 self._sockets |= {near, far}
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            asked, answered = self._filters()
+            for source, sink, filtered in ((near, far, asked), (far, near, answered)):
+                threading.Thread(target=self._pump, args=(source, sink, filtered), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _filters(self) -> tuple[Filter, Filter]:
+        """For each new connection, what to do with data on its way to the target, and back."""
+        return bytes, bytes
+
+    def _pump(self, source: socket.socket, sink: socket.socket, filtered: Filter) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_READ):
                 self._flows.wait()
                 if self._delay:
                     time.sleep(self._delay)
-                sink.sendall(data)
+                sink.sendall(filtered(data))
         with self._lock:
             self._sockets -= {source, sink}
         _shut(source)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from docker.errors import APIError, NotFound
@@ -31,9 +30,11 @@ from fastlane_docker.client import Client
 from fastlane_docker.endings import true_outcome
 from fastlane_docker.engine import Engine
 from fastlane_docker.farms import Farm, Farms
+from fastlane_docker.listing import list_containers
 from fastlane_docker.logs import read_log
 from fastlane_docker.policies import check_options, resolve
 from fastlane_docker.pool import Pool
+from fastlane_docker.pruning import prune_engine
 from fastlane_docker.pull_policy import PullPolicy
 from fastlane_docker.references import check_image
 from fastlane_docker.settings import DockerSettings
@@ -48,6 +49,9 @@ _HANDLE_VERSION = 1
 _LOOK_AGAIN_SECONDS = 60.0
 #: Between asking a run on a drained host to end and killing it.
 _DRAIN_GRACE_SECONDS = 10.0
+#: Hosts pruned at a time, and seconds that one of them may take.
+_PRUNED_AT_ONCE = 32
+_PRUNE_SECONDS = 900.0
 
 
 class DockerRunner(Runner):
@@ -59,6 +63,7 @@ class DockerRunner(Runner):
     def __init__(self, context: RunnerContext) -> None:
         self._settings = context.settings.section(DockerSettings)
         self._deployment_id = context.deployment_id
+        self._clock = context.clock
         self._farms = Farms(self._settings)
         self._addresses = self._farms.addresses()
         #: Containers that core wanted stopped, until they are seen to have ended.
@@ -206,23 +211,26 @@ class DockerRunner(Runner):
 
     async def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:
         engine = self._pool.engine(place)
-        found = await engine.call("list", self._list)
-        for each in found:
-            names = [str(name).lstrip("/") for name in each["Names"] or []]
-            labels = each["Labels"]
-            if any(name.startswith(containers.DEFUNCT_PREFIX) for name in names):
-                continue
+        listed = await engine.call(
+            "list", lambda client: list_containers(client, self._deployment_id, containers.NAME_PREFIX)
+        )
+        for each in listed:
             yield OwnedRun(
-                execution_id=labels[containers.LABEL_EXECUTION],
-                fence=int(labels.get(containers.LABEL_FENCE, 0)),
-                handle=self._handle(engine, each["Id"], names[0] if names else ""),
-                running=each["State"] in ("running", "paused", "restarting"),
-                created_at=float(each["Created"]),
+                execution_id=each.execution_id,
+                fence=each.fence,
+                handle=self._handle(engine, each.id, each.name),
+                running=each.running,
+                created_at=each.created_at,
             )
 
     async def prune(self, *, older_than: float, dry_run: bool) -> Sequence[PruneReport]:
-        reports = [self._prune(key, older_than, dry_run) for key in self._addresses]
-        return await asyncio.gather(*reports)
+        slots = asyncio.Semaphore(_PRUNED_AT_ONCE)
+
+        async def prune(host: str) -> PruneReport:
+            async with slots:
+                return await self._prune(host, older_than=older_than, dry_run=dry_run, seconds=_PRUNE_SECONDS)
+
+        return await asyncio.gather(*(prune(host) for host in self._addresses))
 
     # Inside
 
@@ -233,32 +241,15 @@ class DockerRunner(Runner):
             raise ValueError(f"there is no farm for the lane {lane}")
         return farm
 
-    async def _prune(self, key: str, older_than: float, dry_run: bool) -> PruneReport:
-        def prune(client: Client) -> list[str]:
-            removed = []
-            for each in self._list(client):
-                name = next(iter(each["Names"] or [""])).lstrip("/")
-                if not name.startswith(containers.DEFUNCT_PREFIX):
-                    continue
-                with suppress(NotFound):
-                    ended = containers.parse_time(containers.state_of(client, each["Id"])["FinishedAt"]) or float(
-                        each["Created"]
-                    )
-                    if time.time() - ended >= older_than:
-                        if not dry_run:
-                            client.remove_container(each["Id"], v=True, force=True)
-                        removed.append(name)
-            return removed
-
-        try:
-            return PruneReport(place=key, removed=await self._pool.engine(key).pull_call("prune", prune))
-        except (EngineUnavailable, APIError) as error:
-            return PruneReport(place=key, error=str(error))
-
-    def _list(self, client: Client) -> list[dict[str, Any]]:
-        label = f"{containers.LABEL_DEPLOYMENT}={self._deployment_id}"
-        found: list[dict[str, Any]] = client.containers(all=True, filters={"label": [label]})
-        return found
+    async def _prune(self, host: str, *, older_than: float, dry_run: bool, seconds: float) -> PruneReport:
+        return await prune_engine(
+            self._pool.engine(host),
+            self._deployment_id,
+            older_than=older_than,
+            dry_run=dry_run,
+            now=self._clock(),
+            seconds=seconds,
+        )
 
     async def _on_container(self, handle: RunHandle, what: str, work: Callable[[Client], T]) -> T:
         with self._run_not_found(handle):
