@@ -14,6 +14,8 @@ from docker.errors import DockerException
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
+from fastlane_docker.chunked import ChunkedBody
+
 #: Seconds to reach an engine, and to learn its version.
 _CONNECT_SECONDS = 5.0
 #: A connection whose other end is gone is noticed after some 30 seconds of silence.
@@ -112,8 +114,22 @@ def limit_silence(answer: requests.Response, seconds: float) -> None:
 
 
 def chunks_of(answer: requests.Response) -> Iterator[bytes]:
-    """The bytes of a streamed answer as they come."""
-    return cast("Iterator[bytes]", answer.raw.stream(_READ, decode_content=True))
+    """The bytes of a streamed answer as they come, as many at a time as there are. Raises TROUBLE."""
+    raw: Any = answer.raw
+    if not raw.chunked or "Content-Encoding" in answer.headers:
+        yield from raw.stream(_READ, decode_content=True)
+        return
+    # What `http.client` reads from, behind the answer's head; the SDK reaches for it in the same way.
+    connection = raw._fp.fp
+    body = ChunkedBody()
+    while not body.complete:
+        data = connection.read1(_READ)
+        if not data:
+            raise ConnectionError("the connection was closed in the middle of an answer")
+        if content := body.feed(data):
+            yield content
+    raw._fp.close()
+    raw.release_conn()
 
 
 def lines_of(answer: requests.Response) -> Iterator[bytes]:

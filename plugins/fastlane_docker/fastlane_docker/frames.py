@@ -9,6 +9,7 @@ newline.
 from __future__ import annotations
 
 import calendar
+import struct
 import time
 from collections.abc import Iterable, Iterator
 
@@ -16,9 +17,12 @@ from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import Output, Stream
 from fastlane_docker.positions import Positions
 
+#: Stream and length.
+_unpack_header = struct.Struct(">BxxxL").unpack_from
 _HEADER = 8
 #: Length of a time without its fraction.
 _SECOND = 19
+_NEWLINE = 0x0A
 _STREAMS = {1: Stream.STDOUT, 2: Stream.STDERR}
 #: The engine reports its own trouble with the log in frames of this number.
 _SYSTEM_ERROR = 3
@@ -31,29 +35,54 @@ class FrameReader:
 
     def __init__(self, positions: Positions) -> None:
         self._positions = positions
-        self._buffer = bytearray()
+        self._rest = b""
+        #: The last complete frame, with its header; empty before the first.
+        self.last = b""
         self._second_text = b""
         self._second = 0
 
     def feed(self, data: bytes) -> list[Output]:
-        """Outputs that are complete now, one for each frame. Raises EngineUnavailable if the engine fails."""
-        buffer, positions = self._buffer, self._positions
-        buffer += data
+        """Outputs that are complete now. Raises EngineUnavailable if the engine fails.
+
+        Frames of one stream and second are taken together: most logs are many short lines of the same moment, and what
+        is done for each frame is most of the work.
+        """
+        buffer = self._rest + data
         outputs: list[Output] = []
-        start, end = 0, len(buffer)
+        payloads: list[bytes] = []
+        alike: tuple[int, bytes, bool] | None = None
+        size = 0
+        last = start = 0
+        end = len(buffer)
         while end - start >= _HEADER:
-            stop = start + _HEADER + int.from_bytes(buffer[start + 4 : start + 8], "big")
+            number, length = _unpack_header(buffer, start)
+            time_at = start + _HEADER
+            stop = time_at + length
             if stop > end:
                 break
-            frame = bytes(buffer[start:stop])
-            start = stop
-            stream = _STREAMS.get(frame[0]) or _refused(frame)
-            payload = frame[frame.index(b" ", _HEADER) + 1 :]
-            second = self._parse_second(frame[_HEADER : _HEADER + _SECOND])
-            if positions.add(stream, second, ends_line=payload.endswith(b"\n")) and payload:
-                outputs.append(Output(stream=stream, data=payload, position=positions.current))
-        del buffer[:start]
+            this = (number, buffer[time_at : time_at + _SECOND], buffer[stop - 1] == _NEWLINE)
+            if this != alike or size >= _JOINED:
+                self._take(alike, payloads, outputs)
+                if number not in _STREAMS:
+                    raise _refusal(number, buffer[time_at:stop])
+                alike, payloads, size = this, [], 0
+            payloads.append(buffer[buffer.index(b" ", time_at, stop) + 1 : stop])
+            size += length
+            last, start = start, stop
+        self._take(alike, payloads, outputs)
+        if start:
+            self.last = buffer[last:start]
+        self._rest = buffer[start:]
         return outputs
+
+    def _take(self, alike: tuple[int, bytes, bool] | None, payloads: list[bytes], outputs: list[Output]) -> None:
+        """Make an output of the payloads of frames that are alike in stream, second, and whether they end a line."""
+        if alike is None:
+            return
+        stream, second = _STREAMS[alike[0]], self._parse_second(alike[1])
+        new = self._positions.add(stream, second, ends_line=alike[2], count=len(payloads))
+        if data := b"".join(payloads[len(payloads) - new :]):
+            outputs.append(Output(stream=stream, data=data, position=self._positions.current))
 
     def _parse_second(self, text: bytes) -> int:
         """`2026-01-02T03:04:05` as Unix time."""
@@ -81,7 +110,7 @@ def _join(parts: list[Output]) -> Output:
     return Output(stream=parts[0].stream, data=b"".join(part.data for part in parts), position=parts[-1].position)
 
 
-def _refused(frame: bytes) -> Stream:
-    words = frame[_HEADER:].decode(errors="replace").strip()
-    told = f"the engine says: {words}" if frame[0] == _SYSTEM_ERROR else f"unknown stream {frame[0]}"
-    raise EngineUnavailable(f"the log cannot be read: {told}")
+def _refusal(number: int, payload: bytes) -> EngineUnavailable:
+    words = payload.decode(errors="replace").strip()
+    told = f"the engine says: {words}" if number == _SYSTEM_ERROR else f"unknown stream {number}"
+    return EngineUnavailable(f"the log cannot be read: {told}")

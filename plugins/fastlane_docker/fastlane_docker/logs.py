@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from enum import Enum
 
@@ -13,13 +14,18 @@ from docker.errors import DockerException, NotFound
 
 from fastlane_core.errors import EngineUnavailable, RunNotFound
 from fastlane_core.models import Output
-from fastlane_docker.client import chunks_of, hang_up
+from fastlane_docker.client import Client, chunks_of, hang_up
 from fastlane_docker.engine import TROUBLE, Engine
 from fastlane_docker.frames import FrameReader, joined
 from fastlane_docker.positions import Positions
 
 #: Outputs read ahead of the consumer, in bytes; then the thread waits, and the engine with it.
 _READ_AHEAD = 512 * 1024
+#: Bytes that an output takes beside its data: as much as hundreds of lines, where the streams take turns.
+_OUTPUT_BYTES = 256
+#: A log that gave less than so many bytes, and soon after the last time, is left alone for so many seconds.
+_GATHERED = 32 * 1024
+_GATHER_SECONDS = 0.01
 #: A log is asked for anew after so many seconds of silence, in case the connection is dead; the engine reads it from
 #: its beginning then, so this is no short time. Reading what is there must not pause for long.
 _FOLLOW_QUIET_SECONDS = 600.0
@@ -71,7 +77,32 @@ async def read_log(
             await asyncio.sleep(_AGAIN_SECONDS)
             continue
         # The engine may end a follow before the last frames of an ended container: read what is beyond.
+        if not await _goes_on(engine, container, reading.last_frame):
+            return
         follow = False
+
+
+async def _goes_on(engine: Engine, container: str, last: bytes) -> bool:
+    """Whether the log of an ended container may have more behind the frame `last`; True where that cannot be told.
+
+    Asking for the last frame costs the engine nothing; finding out where to go on, a walk through the whole log.
+    """
+    if last and not last.endswith(b"\n"):
+        # Frames of one line all bear its time, so two of them may be the same.
+        return True
+
+    def read_last(client: Client) -> bytes:
+        parameters = {"stdout": 1, "stderr": 1, "timestamps": 1, "tail": 1}
+        path = f"/containers/{container}/logs"
+        with client.streaming(path, parameters, quiet_seconds=_READ_QUIET_SECONDS) as answer:
+            return b"".join(chunks_of(answer))
+
+    try:
+        return await engine.call("log", read_last) != last
+    except NotFound as error:
+        raise RunNotFound(
+            f"the Docker engine {engine.address.key} has no container {container[:12]}: {error}"
+        ) from error
 
 
 class _Reading:
@@ -93,6 +124,12 @@ class _Reading:
         #: Once `outputs` has ended without an error.
         self.ended: _Ended | None = None
         self._thread_ended: _Ended | None = None
+        self._frames = FrameReader(self._positions)
+
+    @property
+    def last_frame(self) -> bytes:
+        """The last frame that was read; empty before the first. Once `outputs` has ended."""
+        return self._frames.last
 
     async def outputs(self, wake: asyncio.Event, runs: Callable[[], Awaitable[bool]]) -> AsyncGenerator[Output, None]:
         """Everything, in order."""
@@ -149,8 +186,7 @@ class _Reading:
         try:
             self._copy()
         except NotFound as failure:
-            where = self._engine.address.key
-            error = RunNotFound(f"the Docker engine {where} has no container {self._container[:12]}: {failure}")
+            error = _not_found(self._engine, self._container, failure)
         except EngineUnavailable as failure:
             error = failure
         except (*TROUBLE, DockerException) as failure:
@@ -175,15 +211,19 @@ class _Reading:
         }
         quiet_seconds = _FOLLOW_QUIET_SECONDS if self._follow else _READ_QUIET_SECONDS
         path = f"/containers/{self._container}/logs"
-        frames = FrameReader(self._positions)
         with self._engine.client().streaming(path, parameters, quiet_seconds=quiet_seconds) as answer:
             with self._room:
                 self._answer = answer
                 if self._closed:
                     return
+            read_at = float("-inf")
             for data in chunks_of(answer):
-                if not self._hand_over(frames.feed(data)):
+                if not self._hand_over(self._frames.feed(data)):
                     return
+                if len(data) < _GATHERED and time.monotonic() - read_at < _GATHER_SECONDS:
+                    # Lines come one by one as fast as the engine can: take many at a time.
+                    time.sleep(_GATHER_SECONDS)
+                read_at = time.monotonic()
 
     def _hand_over(self, outputs: list[Output]) -> bool:
         """Pass outputs on once there is room; False if nobody wants them any more."""
@@ -195,7 +235,7 @@ class _Reading:
                 return True
             first = not self._outputs
             self._outputs += outputs
-            self._size += sum(len(output.data) for output in outputs)
+            self._size += sum(len(output.data) + _OUTPUT_BYTES for output in outputs)
         if first:
             self._wake()
         return True
@@ -214,3 +254,7 @@ async def _first(*events: asyncio.Event) -> None:
     finally:
         for wait in waits:
             wait.cancel()
+
+
+def _not_found(engine: Engine, container: str, error: NotFound) -> RunNotFound:
+    return RunNotFound(f"the Docker engine {engine.address.key} has no container {container[:12]}: {error}")

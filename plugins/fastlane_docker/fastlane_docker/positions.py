@@ -36,11 +36,11 @@ class Positions:
         self._line_began: dict[Stream, int | None] = {Stream.STDOUT: None, Stream.STDERR: None}
         self._may_advance = True
 
-    def add(self, stream: Stream, second: int, *, ends_line: bool) -> bool:
-        """Count the next frame; whether it is new, that is, not one of those read before `after`."""
-        self._total += 1
+    def add(self, stream: Stream, second: int, *, ends_line: bool, count: int = 1) -> int:
+        """Count the next frames, which are alike; how many of them, the last ones, were not read before `after`."""
+        self._total += count
         if second >= self._since:
-            self._counted += 1
+            self._counted += count
         else:
             # The clock of the engine was set back: go back to a start that this frame is not before, and stay there.
             self._since, self._counted, self._may_advance = self._origin, self._total, False
@@ -49,27 +49,23 @@ class Positions:
         elif self._line_began[stream] is None:
             self._line_began[stream] = second
         if self._may_advance:
-            self._count_second(second)
-        if self._unread:
-            self._unread -= 1
-            return False
-        return True
+            self._count_second(second, count)
+        new = max(0, count - self._unread)
+        self._unread -= count - new
+        return new
 
     @property
     def current(self) -> str:
         """The position behind the last frame."""
         return f"{self._since}:{self._counted}"
 
-    def _count_second(self, second: int) -> None:
+    def _count_second(self, second: int, count: int) -> None:
         seconds = self._seconds
-        if seconds and seconds[-1][0] == second:
-            seconds[-1][1] += 1
-            return
-        for each in seconds:
+        for each in reversed(seconds):
             if each[0] == second:
-                each[1] += 1
+                each[1] += count
                 return
-        seconds.append([second, 1])
+        seconds.append([second, count])
         if second > self._newest:
             self._newest = second
             self._advance()

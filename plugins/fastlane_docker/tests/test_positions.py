@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterable
+from itertools import groupby
 
 import pytest
 
+from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import Output, Stream
 from fastlane_docker.frames import FrameReader, joined
 from fastlane_docker.positions import Positions, parse_position
@@ -35,13 +38,26 @@ def read(frames: list[Frame], after: str | None, chunk: int = 1 << 20) -> list[O
     return [output for at in range(0, len(answer), chunk) for output in reader.feed(answer[at : at + chunk])]
 
 
+def read_one_by_one(frames: list[Frame]) -> list[Output]:
+    """An output for each frame: those that come together may be taken together."""
+    reader = FrameReader(Positions(None))
+    return [output for frame in frames for output in reader.feed(encoded([frame], 0))]
+
+
+def written(pieces: Iterable[tuple[Stream, bytes]]) -> list[tuple[Stream, bytes]]:
+    """What was written, whatever the pieces that it comes in."""
+    return [(stream, b"".join(data for _, data in group)) for stream, group in groupby(pieces, lambda piece: piece[0])]
+
+
 def assert_resumes_everywhere(frames: list[Frame]) -> list[Output]:
-    outputs = read(frames, None)
+    outputs = read_one_by_one(frames)
     expected = [(stream, data) for stream, _, data in frames]
     assert [(output.stream, output.data) for output in outputs] == expected
     for index, output in enumerate(outputs):
-        rest = [(each.stream, each.data) for each in read(frames, output.position)]
-        assert rest == expected[index + 1 :], f"behind frame {index}, from {output.position}"
+        rest = written((each.stream, each.data) for each in read(frames, output.position))
+        assert rest == written(expected[index + 1 :]), f"behind frame {index}, from {output.position}"
+    for together in read(frames, None):
+        assert together.position in {output.position for output in outputs}
     return outputs
 
 
@@ -68,11 +84,10 @@ def test_a_line_that_is_written_for_minutes_keeps_the_time_of_its_beginning() ->
 def test_a_clock_that_is_set_back_loses_nothing_of_what_follows() -> None:
     frames: list[Frame] = [(OUT, START + 3600 + number, b"before %d\n" % number) for number in range(60)]
     frames += [(OUT, START + number, b"after %d\n" % number) for number in range(60)]
-    outputs = read(frames, None)
+    outputs = read_one_by_one(frames)
     for index in range(60, 120):
-        assert [each.data for each in read(frames, outputs[index].position)] == [
-            data for _, _, data in frames[index + 1 :]
-        ]
+        rest = b"".join(each.data for each in read(frames, outputs[index].position))
+        assert rest == b"".join(data for _, _, data in frames[index + 1 :])
 
 
 def test_little_is_read_again() -> None:
@@ -88,9 +103,23 @@ def test_frames_may_be_cut_anywhere_on_their_way(chunk: int) -> None:
     assert [each.data for each in read(frames, None, chunk)] == [data for _, _, data in frames]
 
 
+def test_frames_that_come_together_are_taken_together() -> None:
+    frames: list[Frame] = [(OUT, START, b"%d\n" % number) for number in range(1000)]
+    assert len(read(frames, None)) == 1
+    long_lines: list[Frame] = [(OUT, START, b"x" * 16_000) for _ in range(20)]
+    assert all(len(output.data) < 100_000 for output in read(long_lines, None))
+
+
+def test_frames_that_the_engine_fills_with_its_own_trouble_are_refused() -> None:
+    reader = FrameReader(Positions(None))
+    words = b"error reading the log"
+    with pytest.raises(EngineUnavailable, match="the engine says: error reading the log"):
+        reader.feed(b"\x03\0\0\0" + len(words).to_bytes(4, "big") + words)
+
+
 def test_neighbours_are_joined_and_keep_the_last_position() -> None:
     frames: list[Frame] = [(OUT, START, b"a\n"), (OUT, START, b"b\n"), (ERR, START, b"c\n"), (OUT, START, b"d\n")]
-    outputs = read(frames, None)
+    outputs = read_one_by_one(frames)
     assert [(each.stream, each.data, each.position) for each in joined(outputs)] == [
         (OUT, b"a\nb\n", outputs[1].position),
         (ERR, b"c\n", outputs[2].position),
