@@ -20,7 +20,9 @@ from tests.services.docker_engine import free_port
 PATIENCE = 90.0
 
 
-def until(what: str, condition: Callable[[], Any], patience: float = PATIENCE, pause: float = 0.02) -> Any:
+def until(
+    what: str | Callable[[], str], condition: Callable[[], Any], patience: float = PATIENCE, pause: float = 0.02
+) -> Any:
     """Wait until the condition holds and return what it gave; fails with `what` when patience runs out."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
@@ -28,7 +30,7 @@ def until(what: str, condition: Callable[[], Any], patience: float = PATIENCE, p
         if found:
             return found
         time.sleep(pause)
-    raise AssertionError(f"gave up waiting until {what}")
+    raise AssertionError(f"gave up waiting until {what if isinstance(what, str) else what()}")
 
 
 class Service:
@@ -67,7 +69,7 @@ class Service:
                 arguments, cwd=self.folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
             )
         if self.command[0] in ("dev", "api"):
-            until(f"{self.command[0]} answers; its log: {self.tail()}", self._answers)
+            until(lambda: f"{self.command[0]} answers; its log: {self.tail()}", self._answers)
         return self
 
     def _answers(self) -> bool:
@@ -117,9 +119,12 @@ class Service:
 
     def post(self, path: str, payload: object) -> tuple[int, Any]:
         """Status and JSON of a POST."""
-        request = urllib.request.Request(self._absolute(path), json.dumps(payload).encode(), method="POST")
-        status, body, _ = self._call(request)
+        status, body, _ = self.request("POST", path, payload)
         return status, json.loads(body)
+
+    def request(self, method: str, path: str, payload: object) -> tuple[int, bytes, Mapping[str, str]]:
+        """Status, body and headers of any request with a JSON body."""
+        return self._call(urllib.request.Request(self._absolute(path), json.dumps(payload).encode(), method=method))
 
     def submit(self, task: str, payload: Mapping[str, object]) -> Any:
         """Submit a job that must be accepted."""
@@ -133,7 +138,7 @@ class Service:
 
     def finished(self, answer: Mapping[str, str]) -> Any:
         """The execution, once it has ended."""
-        return until(f"{answer['executionUrl']} has ended; log: {self.tail()}", lambda: self._if_ended(answer))
+        return until(lambda: f"{answer['executionUrl']} has ended; log: {self.tail()}", lambda: self._if_ended(answer))
 
     def _if_ended(self, answer: Mapping[str, str]) -> Any:
         execution = self.execution(answer)

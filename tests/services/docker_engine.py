@@ -80,6 +80,8 @@ class DockerEngine:
             *("-H", self.socket_url, "-H", self.url),
             *("--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "-p", f"{folder}/docker.pid"),
             *("--bridge", self._bridge, "--log-level", "warn", "--shutdown-timeout", "2"),
+            # Several engines would take the machine's rules from each other, and no container of a test needs them.
+            "--iptables=false",
             *self._arguments,
         ]
         environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}

@@ -25,19 +25,26 @@ async def true_outcome(engine: Engine, outcome: RunOutcome, *, drain: Cordon | N
     `drain` is the one by which runs on the host are stopped, if any; `drained` tells that this worker did so to this
     run. Raises EngineUnavailable for an engine that went down meanwhile: ask again when it is back.
     """
-    if outcome.exit_code == 0 or outcome.reason is Reason.OUT_OF_MEMORY:
-        return outcome
     if drained or (drain is not None and outcome.exit_code in _STOPPED and _is_after(outcome, drain)):
-        message = f"Stopped because its host {engine.address.key} is drained."
-        return replace(outcome, reason=Reason.DRAINED, message=message)
-    if outcome.exit_code not in _STOPPED:
+        if outcome.exit_code != 0 and outcome.reason is not Reason.OUT_OF_MEMORY:
+            message = f"Stopped because its host {engine.address.key} is drained."
+            return replace(outcome, reason=Reason.DRAINED, message=message)
         return outcome
-    if not await _ended_before_the_engine_began(engine, outcome):
+    killed = outcome.exit_code in _STOPPED and outcome.reason is not Reason.OUT_OF_MEMORY
+    if not (killed or engine.had_trouble):
+        return outcome
+    before = await _ended_before_the_engine_began(engine, outcome)
+    if killed and not before:
         await asyncio.sleep(_LAST_BREATH)
-        if not await _ended_before_the_engine_began(engine, outcome):
-            return outcome
-    message = f"The Docker engine {engine.address.key} went down while it ran, and ended it."
-    return replace(outcome, reason=Reason.ENGINE_LOST, message=message)
+        before = await _ended_before_the_engine_began(engine, outcome)
+    if not before:
+        return outcome
+    if killed:
+        message = f"The Docker engine {engine.address.key} went down while it ran, and ended it."
+        return replace(outcome, reason=Reason.ENGINE_LOST, message=message)
+    # Engines keep what a run writes only while they live.
+    told = f"The Docker engine {engine.address.key} was down when it ended: the end of its output may be missing."
+    return replace(outcome, message=f"{outcome.message} {told}".strip())
 
 
 def _is_after(outcome: RunOutcome, drain: Cordon) -> bool:

@@ -56,6 +56,8 @@ class Engine:
         self._pulls = Threads(PULLS, f"docker pull {address.key}")
         self._streams = Threads(_STREAMS, f"docker stream {address.key}")
         self._pings = Threads(1, f"docker ping {address.key}")
+        #: Whether it was ever out of reach, as far as is known here.
+        self.had_trouble = False
         #: Why it could not be reached when it was last looked at; "" if it answered, None before the first look.
         self.trouble: str | None = None
 
@@ -130,10 +132,10 @@ class Engine:
                 result = await asyncio.wrap_future(future)
         except TimeoutError:
             why = f"the Docker engine {self.address.key} cannot be reached ({what}): no answer within {seconds:g} s"
-            self._heard(why)
+            self._failed(why)
             raise EngineUnavailable(why) from None
         except EngineUnavailable as error:
-            self._heard(str(error))
+            self._failed(str(error))
             raise
         except Exception:
             # Whatever it says of the request, the engine answered.
@@ -141,6 +143,10 @@ class Engine:
             raise
         self._answered()
         return result
+
+    def _failed(self, why: str) -> None:
+        self.had_trouble = True
+        self._heard(why)
 
     def _answered(self) -> None:
         if self.trouble:

@@ -1,0 +1,190 @@
+"""An API, two workers and farms of real engines, and what the engines themselves say of who ran where and when."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from tests.end_to_end.service import Service, until
+from tests.services.docker_engine import DockerEngine
+
+LABEL = "fastlane.deployment"
+#: Seconds between two looks of the sampler.
+_SAMPLE_SECONDS = 0.05
+
+
+class Fastlane:
+    """`fastlane api` and two `fastlane worker`, over one database."""
+
+    def __init__(self, folder: Path, farms: Sequence[Mapping[str, object]], **settings: object) -> None:
+        self.deployment = f"test-{folder.name}"
+        shared = {
+            "SQLITE_PATH": str(folder / "fastlane.db"),
+            "RUNNERS": ["docker"],
+            "DOCKER_HOSTS": list(farms),
+            "DEPLOYMENT_ID": self.deployment,
+            "DOCKER_CIRCUIT_BREAKER_RESET_TIMEOUT_SECONDS": 2.0,
+            "EXPONENTIAL_BACKOFF_MIN_MS": 100,
+            **settings,
+        }
+        self.api = Service(_made(folder / "api"), shared, command=("api",))
+        self.workers = [
+            Service(_made(folder / name), shared, command=("worker", "-i", name)) for name in ("worker1", "worker2")
+        ]
+
+    def __enter__(self) -> Fastlane:
+        self.api.start()
+        for worker in self.workers:
+            worker.start()
+        until("both workers have reported", lambda: len(self.status()["workers"]) == 2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (*self.workers, self.api):
+            process.close()
+
+    def status(self) -> Any:
+        return self.api.get_json("/status")
+
+    def host(self, port: int) -> Any:
+        """What `/status` says of the host on this port; None before a worker told of it."""
+        return next((host for host in self.status()["hosts"] if host["port"] == port), None)
+
+    def submit(self, task: str, script: str, count: int = 1, **payload: object) -> list[Any]:
+        """So many jobs that run a shell script."""
+        job = {"image": "busybox", "command": ["sh", "-c", script], **payload}
+        return [self.api.submit(task, job) for _ in range(count)]
+
+    def attempts(self, answer: Mapping[str, str]) -> list[Any]:
+        """The executions of a job, first one first."""
+        return list(reversed(self.api.get_json(answer["jobUrl"])["job"]["executions"]))
+
+    def done(self, answer: Mapping[str, str]) -> list[Any]:
+        """The executions of a job once the last of them is done."""
+
+        def what() -> str:
+            return f"{answer['jobUrl']} is done, not {self.attempts(answer)}; {self.tails()}"
+
+        return until(what, lambda: self._if_done(answer), patience=180, pause=0.1)
+
+    def blacklist(self, method: str, body: Mapping[str, object]) -> None:
+        status, answer, _ = self.api.request(method, "/docker-executor/blacklist", body)
+        assert status == 200, answer
+
+    def tails(self) -> str:
+        return "\n".join(process.tail(3000) for process in (self.api, *self.workers))
+
+    def _if_done(self, answer: Mapping[str, str]) -> list[Any] | None:
+        attempts = self.attempts(answer)
+        return attempts if attempts[-1]["status"] == "done" else None
+
+
+@dataclass
+class Witness:
+    """What the engines of one farm tell of a deployment's containers, all the time."""
+
+    #: Most containers that `docker ps` showed at a time.
+    seen_most: int = 0
+    looks: int = 0
+    #: Events by engine, moment and container: an engine is asked again for the newest.
+    events: dict[tuple[int, int, str, str], str] = field(default_factory=dict)
+
+    def count(self, action: str) -> Counter[str]:
+        """How often that happened to containers of each execution."""
+        return Counter(execution for (_, _, what, _), execution in self.events.items() if what == action)
+
+    def most(self) -> int:
+        """Most containers that ran at a time, by the events."""
+        running = most = 0
+        for _, action in sorted((at, action) for (_, at, action, _) in self.events):
+            running += {"start": 1, "die": -1}.get(action, 0)
+            most = max(most, running)
+        return most
+
+
+@contextlib.contextmanager
+def witnessed(deployment: str, farms: Mapping[str, Sequence[DockerEngine]]) -> Iterator[dict[str, Witness]]:
+    """Watch the farms from the outside while the block runs; what was seen, by farm."""
+    found = {name: Witness() for name in farms}
+    stop = threading.Event()
+    watchers = [
+        threading.Thread(target=_watch, args=(deployment, farms[name], found[name], stop), daemon=True)
+        for name in farms
+    ]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        for watcher in watchers:
+            watcher.join(60)
+
+
+def _watch(deployment: str, engines: Sequence[DockerEngine], witness: Witness, stop: threading.Event) -> None:
+    label = f"{LABEL}={deployment}"
+    since = time.time()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(contextlib.closing(sdk(engine))) for engine in engines]
+        while True:
+            ends = stop.wait(_SAMPLE_SECONDS)
+            running = sum(len(client.containers(filters={"label": label}, quiet=True)) for client in clients)
+            witness.seen_most = max(witness.seen_most, running)
+            witness.looks += 1
+            now = time.time()
+            # Engines keep their last 256 events only: they are asked again and again, with some overlap.
+            if ends or now - since > 1.0:
+                filters = {"type": ["container"], "event": ["create", "start", "die"], "label": [label]}
+                for number, client in enumerate(clients):
+                    for event in client.events(
+                        since=f"{since - 1:.6f}", until=f"{now:.6f}", filters=filters, decode=True
+                    ):
+                        key = (number, event["timeNano"], event["Action"], event["id"])
+                        witness.events[key] = event["Actor"]["Attributes"]["fastlane.execution"]
+                since = now
+            if ends:
+                return
+
+
+def sdk(engine: DockerEngine) -> docker.APIClient:
+    """The engine as its operator sees it."""
+    return docker.APIClient(base_url=engine.socket_url, version="auto", timeout=60)
+
+
+def containers_of(deployment: str, engine: DockerEngine) -> Mapping[str, Sequence[Any]]:
+    """Containers of the deployment on the engine by execution, running or not."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    with contextlib.closing(sdk(engine)) as client:
+        for each in client.containers(all=True, filters={"label": f"{LABEL}={deployment}"}):
+            found[each["Labels"]["fastlane.execution"]].append(each)
+    return found
+
+
+def clear(engine: DockerEngine) -> None:
+    """Remove all its containers."""
+    with contextlib.closing(sdk(engine)) as client:
+        for each in client.containers(all=True, quiet=True):
+            client.remove_container(each["Id"], force=True, v=True)
+
+
+@contextlib.contextmanager
+def engines_of(folder: Path, count: int) -> Iterator[list[DockerEngine]]:
+    """So many engines with busybox, side by side."""
+    from tests.services.fixtures import started_engine
+
+    with ExitStack() as stack:
+        yield [stack.enter_context(started_engine(_made(folder / f"engine{number}"))) for number in range(count)]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
