@@ -226,6 +226,25 @@ async def test_run_that_ends_with_its_engine_is_told(build_runner: Build, own_do
     assert await again.wait() == outcome
 
 
+async def test_run_that_its_engine_ends_to_end_itself_is_told_from_one_that_was_killed(
+    build_runner: Build, own_docker_engine: DockerEngine
+) -> None:
+    engine = own_docker_engine
+    runs = RunDriver(deployment_id="restarted", image="busybox:latest")
+    runner = await opened(build_runner(engine.url, deployment="restarted"))
+    killed = await runs.start(runner, sh("exit 137"))
+    assert (await killed.wait()).reason is Reason.SIGNAL
+    run = await runs.start(runner, sh("exec sleep 600"))
+    waiting = asyncio.create_task(runner.wait(run.handle))
+
+    await asyncio.to_thread(engine.stop)
+    with pytest.raises(EngineUnavailable):
+        await asyncio.wait_for(waiting, DEADLINE)
+    await asyncio.to_thread(engine.start)
+
+    assert (await run.wait()).reason is Reason.ENGINE_LOST
+
+
 #: A worker that starts a run, or gets half way, and is killed.
 VICTIM = """
 import asyncio, os, signal, sys
