@@ -13,6 +13,7 @@ from fastlane_core.api.executions import blueprint as executions
 from fastlane_core.api.follow import blueprint as follow
 from fastlane_core.api.jobs import blueprint as jobs
 from fastlane_core.api.live import FOLLOWERS, Followers
+from fastlane_core.api.openapi import blueprint as openapi
 from fastlane_core.api.pages import blueprint as pages
 from fastlane_core.api.payload import PAYLOAD_SCHEMA, PayloadSchema
 from fastlane_core.api.security import guard
@@ -42,6 +43,6 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     app.extensions[FOLLOWERS] = Followers(context.limits.followers)
     answer_errors(app)
     guard(app, context)
-    for blueprint in (tasks, jobs, executions, follow, pages, status, websocket, *blueprints):
+    for blueprint in (tasks, jobs, executions, follow, pages, status, openapi, websocket, *blueprints):
         app.register_blueprint(blueprint)
     return app

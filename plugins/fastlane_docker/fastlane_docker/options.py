@@ -12,23 +12,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from fastlane_docker.pull_policy import PullPolicy
 from fastlane_docker.values import (
     Capability,
+    Grace,
     HostName,
     IpAddress,
     LabelName,
     LabelText,
+    MemorySize,
     NetworkName,
     Path,
     PathBelowRoot,
-    Seconds,
     Signal,
     Size,
     listed,
     path_of,
 )
 
-#: Docker's own least.
-_SMALLEST_MEMORY = 6 * 1024**2
-_LONGEST_GRACE = 3600.0
 #: Docker's names of limits, without those that reach for more of the processor than others get.
 _ULIMITS = (
     *("core", "cpu", "data", "fsize", "locks", "memlock"),
@@ -60,7 +58,7 @@ class Mount(Part):
     )
     target: PathBelowRoot = Field(description="The path within the container.")
     readOnly: bool = Field(default=False, description="Whether the container may only read it.")  # noqa: N815
-    size: Size | None = Field(default=None, ge=1, description="Most that a tmpfs holds: bytes, or with k, m or g.")
+    size: Size | None = Field(default=None, description="Most that a tmpfs holds: bytes, or with k, m or g.")
 
     @field_validator("source")
     @classmethod
@@ -141,10 +139,8 @@ class DockerOptions(Part):
         pattern=r"^[^\s:]+(:[^\s:]+)?$",
         description="User, or user:group, by name or number, that it runs as.",
     )
-    memory: Size | None = Field(
+    memory: MemorySize | None = Field(
         default=None,
-        ge=_SMALLEST_MEMORY,
-        lt=2**63,
         description="Most memory that it may use, swap included: bytes, or with k, m or g.",
     )
     cpus: float | None = Field(default=None, ge=0.01, le=4096, description="Processors that it may use, such as 0.5.")
@@ -152,7 +148,7 @@ class DockerOptions(Part):
         default=None, description='GPUs: "all", a number of them, or an object. The farm has to allow it.'
     )
     shmSize: Size | None = Field(  # noqa: N815
-        default=None, ge=1, lt=2**63, description="Size of /dev/shm: bytes, or with k, m or g."
+        default=None, description="Size of /dev/shm: bytes, or with k, m or g."
     )
     ulimits: dict[str, Annotated[Ulimit, BeforeValidator(_ulimit, json_schema_input_type=Ulimit | int)]] | None = Field(
         default=None, description=f"Limits on each process: a number, or soft and hard. Names: {', '.join(_ULIMITS)}."
@@ -211,10 +207,8 @@ class DockerOptions(Part):
     stopSignal: Signal | None = Field(  # noqa: N815
         default=None, description="Signal that asks it to end, such as SIGINT; the image's own where there is none."
     )
-    stopGrace: Seconds | None = Field(  # noqa: N815
+    stopGrace: Grace | None = Field(  # noqa: N815
         default=None,
-        ge=0,
-        le=_LONGEST_GRACE,
         description="Time that it gets to end when asked to, before it is killed: seconds, or text such as 1m30s.",
     )
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fastlane_core.errors import InvalidInput
 from fastlane_docker.options import DockerOptions, Mount
-from fastlane_docker.values import Seconds, Size, path_of
+from fastlane_docker.values import Grace, MemorySize, Size, path_of
 
 #: Networks that every job may use: they reach no more than the farm gives all its containers.
 _FREE_NETWORKS = frozenset({"none", "bridge", "default"})
@@ -59,13 +59,13 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: Bytes; a job that asks for none, where the farm has no default, gets this.
-    memory: Size | None = Field(default=None, ge=6 * 1024**2)
+    memory: MemorySize | None = None
     #: Likewise.
     cpus: float | None = Field(default=None, ge=0.01)
     #: Bytes.
-    shmSize: Size | None = Field(default=None, ge=1)  # noqa: N815
+    shmSize: Size | None = None  # noqa: N815
     #: Seconds.
-    stopGrace: Seconds | None = Field(default=None, ge=0)  # noqa: N815
+    stopGrace: Grace | None = None  # noqa: N815
     #: GPUs by number, or by name.
     gpus: int | None = Field(default=None, ge=0)
 

@@ -97,10 +97,16 @@ def _absolute(value: str) -> str:
     return path_of(value)
 
 
+_AS_SIZE = BeforeValidator(size_of, json_schema_input_type=int | str)
+_MOST = 2**63
+#: Docker's least memory.
+_SMALLEST_MEMORY = 6 * 1024**2
+
 #: Bytes, as a number or as text such as `512m`.
-Size = Annotated[int, BeforeValidator(size_of, json_schema_input_type=int | str)]
-#: Seconds, as a number or as text such as `1m30s`.
-Seconds = Annotated[float, BeforeValidator(seconds_of, json_schema_input_type=float | str)]
+Size = Annotated[int, Field(ge=1, lt=_MOST), _AS_SIZE]
+MemorySize = Annotated[int, Field(ge=_SMALLEST_MEMORY, lt=_MOST), _AS_SIZE]
+#: Seconds up to an hour, as a number or as text such as `1m30s`.
+Grace = Annotated[float, Field(ge=0, le=3600), BeforeValidator(seconds_of, json_schema_input_type=float | str)]
 Path = Annotated[str, Field(max_length=4096), AfterValidator(path_of)]
 PathBelowRoot = Annotated[str, Field(max_length=4096), AfterValidator(_absolute)]
 Signal = Annotated[str, BeforeValidator(signal_of, json_schema_input_type=int | str)]
