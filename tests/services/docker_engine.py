@@ -19,28 +19,46 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import docker
 import requests
 from docker.errors import DockerException
 
+from tests.services.certificates import Identity
 from tests.services.debian import program
 
 #: Far beyond what a start takes on a busy machine.
 PATIENCE = 60.0
 
 
+@dataclass(frozen=True)
+class EngineTls:
+    """TLS of an engine: who it is, and the authority of the clients that it takes."""
+
+    identity: Identity
+    client_ca: str
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """As the daemon wants it."""
+        files = ("--tlscacert", self.client_ca, "--tlscert", self.identity.cert, "--tlskey", self.identity.key)
+        return ("--tlsverify", *files)
+
+
 class DockerEngine:
     """One `dockerd` on a socket and on a port of the loopback address."""
 
-    def __init__(self, folder: Path, *, port: int | None = None, arguments: tuple[str, ...] = ()) -> None:
-        """`folder` is new and its own; `arguments` are passed on to the daemon."""
+    def __init__(
+        self, folder: Path, *, port: int | None = None, arguments: tuple[str, ...] = (), tls: EngineTls | None = None
+    ) -> None:
+        """`folder` is new and its own; `arguments` are passed on to the daemon. With `tls` its port speaks TLS."""
         self._folder = folder
-        self._arguments = arguments
+        self._arguments = (*arguments, *tls.arguments) if tls else arguments
         self.port = port or free_port()
         #: As jobs' engines are named in the settings.
-        self.url = f"tcp://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'tcp'}://127.0.0.1:{self.port}"
         self.socket_url = f"unix://{folder}/docker.sock"
         self._bridge = f"flt{os.getpid()}x{secrets.token_hex(2)}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,7 +95,7 @@ class DockerEngine:
             (folder / left).unlink(missing_ok=True)
         arguments = [
             program("dockerd") or "dockerd",
-            *("-H", self.socket_url, "-H", self.url),
+            *("-H", self.socket_url, "-H", f"tcp://127.0.0.1:{self.port}"),
             *("--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "-p", f"{folder}/docker.pid"),
             *("--bridge", self._bridge, "--log-level", "warn", "--shutdown-timeout", "2"),
             # Several engines would take the machine's rules from each other, and no container of a test needs them.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.docker_engine import DockerEngine, answers
+from tests.services.certificates import Authority, Identity
+from tests.services.docker_engine import DockerEngine, EngineTls, answers
 from tests.services.images import add_busybox, add_hello_world, add_ubuntu, can_make_ubuntu
 from tests.services.registry import Registry
 from tests.services.requirement import missing
@@ -36,6 +37,35 @@ def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedEn
             missing("Docker", f"the engine that DOCKER_HOST names does not answer: {given}")
     with started_engine(tmp_path_factory.mktemp("engine")) as engine:
         yield SharedEngine(engine.url)
+
+
+@dataclass(frozen=True)
+class SharedTlsEngine:
+    """An engine with busybox behind TLS, for every test that does not harm it."""
+
+    #: https://127.0.0.1:port; its certificate is for 127.0.0.1 alone.
+    url: str
+    port: int
+    #: As its operator reaches it.
+    socket_url: str
+    #: Signed its certificate, and signs those of the clients that it takes.
+    authority: Authority
+    #: A client that it takes.
+    client: Identity
+
+    @property
+    def tls(self) -> dict[str, str]:
+        """As the `tls` of a farm."""
+        return {"ca": self.authority.ca, "cert": self.client.cert, "key": self.client.key}
+
+
+@pytest.fixture(scope="session")
+def tls_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedTlsEngine]:
+    """An engine that takes clients with a certificate alone, started for the test run."""
+    authority = Authority(tmp_path_factory.mktemp("authority"))
+    tls = EngineTls(authority.issue("127.0.0.1"), authority.ca)
+    with started_engine(tmp_path_factory.mktemp("tls-engine"), tls=tls) as engine:
+        yield SharedTlsEngine(engine.url, engine.port, engine.socket_url, authority, authority.issue("fastlane"))
 
 
 @pytest.fixture
@@ -73,15 +103,15 @@ def registry_with_credentials(tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield started
 
 
-def started_engine(folder: Path, *, arguments: tuple[str, ...] = ()) -> DockerEngine:
+def started_engine(folder: Path, *, arguments: tuple[str, ...] = (), tls: EngineTls | None = None) -> DockerEngine:
     """A new engine with busybox, to be used as a context; `arguments` are passed on to the daemon."""
     if why := DockerEngine.unavailable():
         missing("Docker", f"no engine is given (DOCKER_HOST) or running, and {why}")
-    return _EngineWithBusybox(folder, arguments=arguments)
+    return _EngineWithBusybox(folder, arguments=arguments, tls=tls)
 
 
 class _EngineWithBusybox(DockerEngine):
     def __enter__(self) -> DockerEngine:
         super().__enter__()
-        add_busybox(self.url)
+        add_busybox(self.socket_url)
         return self

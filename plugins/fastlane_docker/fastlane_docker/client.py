@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
+import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import requests
 from docker import APIClient
@@ -14,7 +17,10 @@ from docker.errors import DockerException
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
+from fastlane_docker.addresses import TlsFiles
+from fastlane_docker.certificates import make_context, state_of
 from fastlane_docker.chunked import ChunkedBody
+from fastlane_docker.tls_trouble import trouble_of_plain_http, trouble_of_tls
 
 #: Seconds to reach an engine, and to learn its version.
 _CONNECT_SECONDS = 5.0
@@ -34,20 +40,25 @@ class Client(APIClient):  # type: ignore[misc]
     # `requests` would send calls for plain TCP hosts through HTTP_PROXY, and take other authorities for TLS.
     trust_env = property(lambda self: False, lambda self, value: None)
 
-    def __init__(self, url: str, timeout: float, *, connections: int) -> None:
+    def __init__(self, url: str, timeout: float, *, connections: int, tls: TlsFiles | None = None) -> None:
         """Use `connected`."""
         super().__init__(base_url=url, version=DEFAULT_DOCKER_API_VERSION, timeout=timeout, max_pool_size=connections)
+        self._files = tls
+        self._files_state = state_of(tls) if tls else ()
+        # The SDK's own pool for TCP is of ten connections whatever it is told.
         if url.startswith("tcp://"):
-            # The SDK's own pool for TCP is of ten connections whatever it is told.
-            self.mount("http://", _TcpAdapter(pool_connections=1, pool_maxsize=connections))
+            self.mount("http://", _PlainAdapter(pool_connections=1, pool_maxsize=connections))
+        elif url.startswith("https://"):
+            self.mount("https://", _TlsAdapter(tls or TlsFiles(), pool_connections=1, pool_maxsize=connections))
 
     @classmethod
-    def connected(cls, url: str, timeout: float, *, connections: int) -> Client:
+    def connected(cls, url: str, timeout: float, *, connections: int, tls: TlsFiles | None = None) -> Client:
         """A client that speaks the engine's version of the API; `timeout` in seconds is that of each call.
 
-        Raises what `requests` and the SDK raise for an engine that does not answer.
+        An https:// `url` means TLS, with `tls`. Raises what `requests` and the SDK raise for an engine that does not
+        answer, and TlsFileError.
         """
-        client = cls(url, timeout, connections=connections)
+        client = cls(url, timeout, connections=connections, tls=tls)
         try:
             # The SDK could ask by itself while it is made, but through HTTP_PROXY, and leaving sockets open on failure.
             version = client._get(f"{client.base_url}/version", timeout=_CONNECT_SECONDS)
@@ -59,6 +70,10 @@ class Client(APIClient):  # type: ignore[misc]
             client.close()
             raise
         return client
+
+    def is_outdated(self) -> bool:
+        """Whether the files of its TLS have changed since: new connections need a new client."""
+        return self._files is not None and state_of(self._files) != self._files_state
 
     def ping_within(self, seconds: float) -> None:
         """Return if the engine answers in time, else raise."""
@@ -113,6 +128,42 @@ def limit_silence(answer: requests.Response, seconds: float) -> None:
         connection.sock.settimeout(seconds)
 
 
+class _PlainAdapter(_TcpAdapter):
+    """Notices engines that want TLS."""
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        answer = super().send(request, *args, **kwargs)
+        if (trouble := trouble_of_plain_http(answer)) is not None:
+            raise trouble
+        return answer
+
+
+class _TlsAdapter(_TcpAdapter):
+    """Speaks TLS with the farm's own files, read once, and says what is wrong with it."""
+
+    def __init__(self, files: TlsFiles, **options: Any) -> None:
+        """Raises TlsFileError."""
+        self._files = files
+        self._context = make_context(files)
+        super().__init__(**options)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, ssl_context=self._context)
+
+    def cert_verify(self, conn: Any, url: str, verify: object, cert: object) -> None:
+        """Nothing: the context verifies, and `requests` would add the public authorities to it."""
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        try:
+            return super().send(request, *args, **kwargs)
+        except requests.exceptions.ConnectionError as error:
+            target = urlsplit(str(request.url))
+            where = (str(target.hostname), target.port or 0)
+            if (trouble := trouble_of_tls(error, where, self._files, self._context)) is not None:
+                raise trouble from error
+            raise
+
+
 def chunks_of(answer: requests.Response) -> Iterator[bytes]:
     """The bytes of a streamed answer as they come, as many at a time as there are. Raises TROUBLE."""
     raw: Any = answer.raw
@@ -123,13 +174,36 @@ def chunks_of(answer: requests.Response) -> Iterator[bytes]:
     connection = raw._fp.fp
     body = ChunkedBody()
     while not body.complete:
-        data = connection.read1(_READ)
+        data = _read(connection)
         if not data:
             raise ConnectionError("the connection was closed in the middle of an answer")
         if content := body.feed(data):
             yield content
     raw._fp.close()
     raw.release_conn()
+
+
+def _read(stream: io.BufferedReader) -> bytes:
+    """What has come, once something has; b"" at the end."""
+    data = stream.read1(_READ)
+    # Also of a connection that is to be closed behind the answer, of which urllib3 knows no socket any more.
+    tls = getattr(stream.raw, "_sock", None)
+    if not data or not isinstance(tls, ssl.SSLSocket):
+        return data
+    # One read gives one record of TLS, and engines make a record of each line: take those that have come besides.
+    records = [data]
+    left = _READ - len(data)
+    patience = tls.gettimeout()
+    tls.settimeout(0)
+    try:
+        while left > 0 and (data := tls.recv(left)):
+            records.append(data)
+            left -= len(data)
+    except ssl.SSLWantReadError:
+        pass
+    finally:
+        tls.settimeout(patience)
+    return b"".join(records)
 
 
 def lines_of(answer: requests.Response) -> Iterator[bytes]:
@@ -144,6 +218,10 @@ def lines_of(answer: requests.Response) -> Iterator[bytes]:
 
 def hang_up(answer: requests.Response) -> None:
     """End a streamed answer from another thread: whoever reads it returns."""
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        # A connection that is closed already has nothing to shut down.
-        answer.raw.shutdown()
+    # A connection that is closed already has nothing to shut down.
+    connection = answer.raw.connection
+    stream = connection.sock if connection is not None else None
+    if isinstance(stream, socket.socket):
+        with contextlib.suppress(OSError):
+            # Not the `shutdown` of a TLS socket, after which its reader would take what is encrypted for the answer.
+            socket.socket.shutdown(stream, socket.SHUT_RDWR)

@@ -18,8 +18,10 @@ from docker.errors import APIError, DockerException
 
 from fastlane_core.errors import EngineUnavailable
 from fastlane_docker.addresses import Address
+from fastlane_docker.certificates import TlsFileError
 from fastlane_docker.client import Client
 from fastlane_docker.threads import Threads
+from fastlane_docker.tls_trouble import TlsTrouble
 
 T = TypeVar("T")
 
@@ -92,8 +94,12 @@ class Engine:
     def client(self) -> Client:
         """The client, made at first use; blocks. Raises TROUBLE or DockerException."""
         with self._lock:
+            if self._client is not None and self._client.is_outdated():
+                self._forget_client()
             if self._client is None:
-                self._client = Client.connected(self.address.url, self._timeout, connections=_CONNECTIONS)
+                self._client = Client.connected(
+                    self.address.url, self._timeout, connections=_CONNECTIONS, tls=self.address.tls
+                )
             return self._client
 
     def close(self) -> None:
@@ -195,9 +201,9 @@ def cut(words: str) -> str:
 
 
 def _short(error: BaseException) -> str:
-    """The innermost reason, without the SDK's wrapping."""
+    """The innermost reason, without the SDK's wrapping, or what TLS has to do with it."""
     seen: BaseException = error
-    while True:
+    while not isinstance(seen, TlsTrouble | TlsFileError):
         inner = seen.__cause__ or seen.__context__
         reason = getattr(seen, "reason", None)
         if isinstance(reason, BaseException):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fastlane_core.contracts.runner import Lane
-from fastlane_docker.addresses import Address, parse_address
+from fastlane_docker.addresses import Address
 from fastlane_docker.settings import DockerSettings, FarmSettings, lane_name
 
 
@@ -68,8 +68,7 @@ class Farms:
 
 def _farm(number: int, settings: FarmSettings) -> Farm:
     hosts: dict[str, Host] = {}
-    for each in settings.hosts:
-        address = parse_address(each.host)
+    for each, address in zip(settings.hosts, settings.addresses(), strict=True):
         capacity = min(each.maxRunning or settings.maxRunning, settings.maxRunning)
         hosts[address.key] = Host(address=address, capacity=capacity, weight=each.weight)
     return Farm(

@@ -26,6 +26,7 @@ from fastlane_core.errors import EngineUnavailable, ImageNotFound, RunNotFound
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest, RunSpec
 from fastlane_docker import containers
+from fastlane_docker.certificates import check_files
 from fastlane_docker.client import Client
 from fastlane_docker.endings import true_outcome
 from fastlane_docker.engine import Engine
@@ -89,6 +90,8 @@ class DockerRunner(Runner):
     # Hosts
 
     async def open(self) -> None:
+        files = {farm.lane.name: files for farm in self._farms if (files := farm.settings.tls_files)}
+        await asyncio.to_thread(check_files, files)
         await self._pool.open()
 
     async def close(self) -> None:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from fastlane_core.errors import InvalidInput
-from fastlane_docker.addresses import parse_address
+from fastlane_docker.addresses import Address, TlsFiles, parse_address
 from fastlane_docker.options import DockerOptions
 from fastlane_docker.permissions import Limits, Permissions, check_limits
 from fastlane_docker.pull_policy import PullPolicy
@@ -56,6 +56,50 @@ def _host(value: object) -> object:
     return {"host": value} if isinstance(value, str) else value
 
 
+class TlsSettings(BaseModel):
+    """TLS with the hosts of a farm. Who they are is always verified."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Paths of PEM files: the authorities that sign the hosts' certificates (the system's where there is none), and
+    #: the certificate and key that Fastlane shows to hosts that want one.
+    ca: str | None = Field(default=None, min_length=1)
+    cert: str | None = Field(default=None, min_length=1)
+    key: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _verifies(cls, value: object) -> object:
+        if isinstance(value, dict) and (
+            switches := sorted(str(name) for name in value if _VERIFICATION.search(str(name)))
+        ):
+            raise ValueError(
+                f"{', '.join(switches)}: the hosts' certificates are always verified, and nothing turns that off; "
+                "name the file of the authority that signed them in `ca`"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _has_both(self) -> TlsSettings:
+        for there, absent in (("cert", "key"), ("key", "cert")):
+            if getattr(self, there) is not None and getattr(self, absent) is None:
+                raise ValueError(f"`{there}` without `{absent}`: a client certificate takes both files")
+        return self
+
+
+#: Names by which other tools switch verification off.
+_VERIFICATION = re.compile(r"(?i)verif|insecure|skip|hostname|check")
+
+
+def _tls(value: object) -> object:
+    """True is TLS without files of its own; false is as if it were not there."""
+    if isinstance(value, bool):
+        return {} if value else None
+    if value is None or isinstance(value, dict | TlsSettings):
+        return value
+    raise ValueError('expected true, or an object such as {"ca": "ca.pem", "cert": "cert.pem", "key": "key.pem"}')
+
+
 class FarmSettings(BaseModel):
     """One farm: which tasks it takes, and on which hosts they run."""
 
@@ -65,6 +109,8 @@ class FarmSettings(BaseModel):
     hosts: list[Annotated[HostSettings, BeforeValidator(_host)]] = Field(min_length=1, max_length=10_000)
     maxRunning: int = Field(default=10, ge=1, le=100_000)  # noqa: N815 - the key as operators know it
     name: str = ""
+    #: Its hosts are spoken to by TLS; those written as https:// are anyway.
+    tls: Annotated[TlsSettings | None, BeforeValidator(_tls)] = None
     #: Labels put on each of its containers.
     labels: dict[LabelName, LabelText] = Field(default={}, max_length=100)
     #: Options of jobs that do not say otherwise; nothing of it needs to be allowed.
@@ -83,14 +129,6 @@ class FarmSettings(BaseModel):
             raise ValueError(f"{value!r} is no regular expression: {error}") from error
         return value
 
-    @field_validator("hosts")
-    @classmethod
-    def _are_different(cls, value: list[HostSettings]) -> list[HostSettings]:
-        keys = [parse_address(each.host).key for each in value]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise ValueError(f"named twice: {', '.join(twice)}")
-        return value
-
     @field_validator("limits")
     @classmethod
     def _hold_for_the_defaults(cls, value: Limits, info: ValidationInfo) -> Limits:
@@ -106,6 +144,24 @@ class FarmSettings(BaseModel):
         if not re.fullmatch(r"[A-Za-z0-9_.-]{0,64}", value):
             raise ValueError(f"{value!r}: expected letters, digits, _ . and -, at most 64")
         return value
+
+    @model_validator(mode="after")
+    def _hosts_are_different(self) -> FarmSettings:
+        keys = [address.key for address in self.addresses()]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"`hosts` names one twice: {', '.join(twice)}")
+        if self.tls and all(address.port is None for address in self.addresses()):
+            raise ValueError("`tls` is of no use here: all `hosts` are Unix sockets, which have no TLS")
+        return self
+
+    def addresses(self) -> list[Address]:
+        """Those of its hosts, in their order."""
+        return [parse_address(each.host, self.tls_files) for each in self.hosts]
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """What its `tls` names; None where it has none."""
+        return TlsFiles(ca=self.tls.ca, cert=self.tls.cert, key=self.tls.key) if self.tls else None
 
 
 class RegistrySettings(BaseModel):
@@ -146,7 +202,11 @@ class DockerSettings(BaseModel):
         min_length=1,
         description='Farms: a list of {"match": "regex", "hosts": ["name:port"], "maxRunning": n, "name": "x"}, or '
         "JSON text of it. A task goes to the first farm whose regular expression matches the start of its id; an "
-        "empty one matches all. Hosts are name, name:port (2375 where there is none), tcp://name:port or unix:///path.",
+        "empty one matches all. Hosts are name, name:port (2375, or 2376 with TLS, where there is none), "
+        "tcp://name:port, https://name:port (TLS) or unix:///path; an IPv6 address is written [::1]. "
+        '"tls": true makes a farm speak TLS and verify its hosts by the system\'s authorities, '
+        '{"ca": "ca.pem", "cert": "cert.pem", "key": "key.pem"} by one\'s own and with a client certificate; all '
+        "three are paths of PEM files.",
     )
     docker_timeout_seconds: float = Field(
         default=60.0, gt=0, le=3600, description="Longest wait for an answer of a Docker engine, in seconds."
@@ -200,6 +260,20 @@ class DockerSettings(BaseModel):
         names = [lane_name(number, farm) for number, farm in enumerate(self.docker_hosts)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"DOCKER_HOSTS names two farms alike: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _farms_agree_on_tls(self) -> DockerSettings:
+        seen: dict[str, tuple[str, TlsFiles | None]] = {}
+        for number, farm in enumerate(self.docker_hosts):
+            name = lane_name(number, farm)
+            for address in farm.addresses():
+                other, tls = seen.setdefault(address.key, (name, address.tls))
+                if tls != address.tls:
+                    raise ValueError(
+                        f"DOCKER_HOSTS: the farms {other} and {name} both have the host {address.key}, "
+                        "with different `tls`: one engine has one way to be spoken to"
+                    )
         return self
 
 

@@ -11,7 +11,6 @@ import pytest
 from fastlane_core.errors import SettingsError
 from fastlane_core.settings import Settings
 from fastlane_core.testing.runner_context import runner_context
-from fastlane_docker.addresses import parse_address
 from fastlane_docker.plugin import fastlane_settings
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
@@ -98,27 +97,3 @@ def test_bad_farms_are_refused_by_name(tmp_path: Path, farms: object, told: str)
         load(tmp_path, f"DOCKER_HOSTS = {json.dumps(farms)}")
 
     assert told in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "key", "host", "port"),
-    [
-        ("engine", "engine:2375", "engine", 2375),
-        ("engine:1", "engine:1", "engine", 1),
-        ("tcp://10.0.0.1:80", "10.0.0.1:80", "10.0.0.1", 80),
-        ("tcp://[::1]:80", "[::1]:80", "::1", 80),
-        ("[::1]", "[::1]:2375", "::1", 2375),
-        ("unix:///var/run/docker.sock", "unix:///var/run/docker.sock", "unix:///var/run/docker.sock", None),
-    ],
-)
-def test_addresses(text: str, key: str, host: str, port: int | None) -> None:
-    address = parse_address(text)
-
-    assert (address.key, address.host, address.port) == (key, host, port)
-    assert parse_address(address.key) == address
-
-
-@pytest.mark.parametrize("text", ["", ":80", "http://a", "unix://relative", "a/b", "tcp://user@a", "a b", "a:b", "::1"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected|port"):
-        parse_address(text)
