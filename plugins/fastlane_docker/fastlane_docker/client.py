@@ -90,15 +90,16 @@ class Client(APIClient):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def pulling(
-        self, repository: str, version: str, *, credentials: str | None, quiet_seconds: float
+        self, repository: str, version: str, *, platform: str, credentials: str | None, quiet_seconds: float
     ) -> Iterator[requests.Response]:
         """Pull the image of a tag or digest; the answer's lines are JSON steps. Closing it early ends the pull.
 
+        `platform` is "" for the engine's own.
         `credentials` is the value of the header `X-Registry-Auth`.
         """
         answer = self._post(
             self._url("/images/create"),
-            params={"fromImage": repository, "tag": version},
+            params={"fromImage": repository, "tag": version, "platform": platform},
             headers={"X-Registry-Auth": credentials} if credentials else {},
             stream=True,
             timeout=quiet_seconds,

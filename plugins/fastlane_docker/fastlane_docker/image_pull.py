@@ -61,6 +61,7 @@ def pull(
     reference: Reference,
     settings: DockerSettings,
     *,
+    platform: str = "",
     tell: ProgressCallback,
     is_wanted: Callable[[], bool],
 ) -> None:
@@ -79,7 +80,11 @@ def pull(
     progress, told = PullProgress(image), 0.0
     try:
         with client.pulling(
-            reference.name, reference.version, credentials=credentials.header, quiet_seconds=min(quiet, longest)
+            reference.name,
+            reference.version,
+            platform=platform,
+            credentials=credentials.header,
+            quiet_seconds=min(quiet, longest),
         ) as answer:
             for line in lines_of(answer):
                 step = _step(line)

@@ -11,6 +11,7 @@ from fastlane_core.models import RunSpec
 from fastlane_docker.farms import Farm
 from fastlane_docker.options import DockerOptions
 from fastlane_docker.permissions import Limits, Permissions, check_limits, check_permitted
+from fastlane_docker.pull_policy import PullPolicy
 
 #: The engine's own, where nobody says another.
 _SHM_SIZE = 64 * 1024**2
@@ -25,6 +26,7 @@ class Resolved:
     farm_labels: dict[str, str]
     #: Why it must not be started, as a sentence; "" if it may.
     refusal: str = ""
+    pull_policy: PullPolicy = "missing"
 
 
 def check_options(farm: Farm | None, spec: RunSpec) -> None:
@@ -52,8 +54,10 @@ def resolve(farm: Farm | None, spec: RunSpec) -> Resolved:
         check_options(farm, spec)
     except InvalidInput as error:
         refusal = f"its options are not permitted (any more): {error}"
-    options = own.on_top_of(farm.settings.defaults) if farm else own
-    return Resolved(_limited(options, farm.settings.limits) if farm else options, farm_labels, refusal)
+    if farm is None:
+        return Resolved(own, farm_labels, refusal, own.pullPolicy or "missing")
+    options = _limited(own.on_top_of(farm.settings.defaults), farm.settings.limits)
+    return Resolved(options, farm_labels, refusal, options.pullPolicy or farm.settings.pullPolicy)
 
 
 def _limited(options: DockerOptions, limits: Limits) -> DockerOptions:

@@ -23,6 +23,15 @@ from fastlane_docker.settings import DockerSettings
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a pull is for."""
+
+    reference: Reference
+    #: "" for the engine's own.
+    platform: str
+
+
 @dataclass(eq=False, slots=True)
 class _Pull:
     """A pull under way."""
@@ -50,11 +59,11 @@ class Puller:
     def __init__(self, engine: Engine, settings: DockerSettings) -> None:
         self._engine = engine
         self._settings = settings
-        self._pulls: dict[Reference, _Pull] = {}
+        self._pulls: dict[_Wanted, _Pull] = {}
         self.known = KnownImages(engine)
 
-    async def ensure(self, image: str, policy: PullPolicy, progress: ProgressCallback) -> None:
-        """Return when the engine has the image, pulled as the policy says.
+    async def ensure(self, image: str, policy: PullPolicy, progress: ProgressCallback, *, platform: str = "") -> None:
+        """Return when the engine has the image, pulled as the policy says; `platform` is "" for the engine's own.
 
         Raises ImageNotFound, PullFailed, EngineUnavailable.
         """
@@ -63,7 +72,7 @@ class Puller:
         except ValueError as error:
             raise ImageNotFound(f"there can be no such image: {error}") from error
         if policy != "always":
-            if await self._engine.call("inspect image", lambda client: _is_there(client, image)):
+            if await self._engine.call("inspect image", lambda client: _is_there(client, image, platform)):
                 self.known.add(reference)
                 return
             self.known.discard(reference)
@@ -72,13 +81,13 @@ class Puller:
                     f"the host {self._engine.address.key} has no image {image}, and the pull policy `never` forbids "
                     "to pull it"
                 )
-        await self._pulled(image, reference, progress)
+        await self._pulled(image, _Wanted(reference, platform), progress)
         self.known.add(reference)
 
-    async def restore(self, image: str, policy: PullPolicy) -> None:
+    async def restore(self, image: str, policy: PullPolicy, *, platform: str = "") -> None:
         """Get an image again that was there a moment ago, unless the policy forbids to. Raises as `ensure` does."""
         log.warning("an image was removed before its container was made", image=image, host=self._engine.address.key)
-        await self.ensure(image, "never" if policy == "never" else "missing", lambda progress: None)
+        await self.ensure(image, "never" if policy == "never" else "missing", lambda progress: None, platform=platform)
 
     def has(self, image: str) -> bool:
         """Whether the host is known to have the image; asks nobody."""
@@ -94,15 +103,15 @@ class Puller:
             pull.give_up()
         await asyncio.gather(*(pull.task for pull in pulls), return_exceptions=True)
 
-    async def _pulled(self, image: str, reference: Reference, progress: ProgressCallback) -> None:
+    async def _pulled(self, image: str, wanted: _Wanted, progress: ProgressCallback) -> None:
         """Join the pull of the image, or begin it."""
-        pull = self._pulls.get(reference)
+        pull = self._pulls.get(wanted)
         if pull is None:
             waits = len(self._pulls) >= PULLS
             first = f"waiting to pull {image}: {PULLS} other images are being pulled onto {self._engine.address.key}"
-            pull = self._pulls[reference] = _Pull(Progress(message=first if waits else f"pulling {image}"))
-            pull.task = asyncio.create_task(self._pull(image, reference, pull))
-            pull.task.add_done_callback(lambda done: self._forget(reference, pull, done))
+            pull = self._pulls[wanted] = _Pull(Progress(message=first if waits else f"pulling {image}"))
+            pull.task = asyncio.create_task(self._pull(image, wanted, pull))
+            pull.task.add_done_callback(lambda done: self._forget(wanted, pull, done))
         pull.listeners.append(progress)
         progress(pull.newest)
         try:
@@ -112,9 +121,9 @@ class Puller:
             pull.listeners.remove(progress)
             if not pull.listeners:
                 pull.give_up()
-                self._remove(reference, pull)
+                self._remove(wanted, pull)
 
-    async def _pull(self, image: str, reference: Reference, pull: _Pull) -> None:
+    async def _pull(self, image: str, wanted: _Wanted, pull: _Pull) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
 
@@ -122,29 +131,39 @@ class Puller:
             loop.call_soon_threadsafe(pull.tell, progress)
 
         def work(client: Client) -> None:
-            image_pull.pull(client, image, reference, self._settings, tell=tell, is_wanted=lambda: pull.is_wanted)
+            image_pull.pull(
+                client,
+                image,
+                wanted.reference,
+                self._settings,
+                platform=wanted.platform,
+                tell=tell,
+                is_wanted=lambda: pull.is_wanted,
+            )
 
         await self._engine.pull_call(f"pull of {image}", work)
         log.info("pulled", image=image, host=self._engine.address.key, seconds=round(loop.time() - begun, 1))
 
-    def _forget(self, reference: Reference, pull: _Pull, task: asyncio.Task[None]) -> None:
-        self._remove(reference, pull)
+    def _forget(self, wanted: _Wanted, pull: _Pull, task: asyncio.Task[None]) -> None:
+        self._remove(wanted, pull)
         if not task.cancelled():
             # Seen here, so that a pull whose askers are all gone leaves no warning behind.
             task.exception()
 
-    def _remove(self, reference: Reference, pull: _Pull) -> None:
-        if self._pulls.get(reference) is pull:
-            del self._pulls[reference]
+    def _remove(self, wanted: _Wanted, pull: _Pull) -> None:
+        if self._pulls.get(wanted) is pull:
+            del self._pulls[wanted]
 
 
-def _is_there(client: Client, image: str) -> bool:
+def _is_there(client: Client, image: str, platform: str) -> bool:
     try:
-        client.inspect_image(image)
+        found = client.inspect_image(image)
     except NoSuchImage:
         return False
     except APIError as error:
         if error.status_code in (400, 404):
             return False
         raise
-    return True
+    # Of the same name an engine may have the image of another platform; variants are left to it.
+    has = {found["Os"], found["Architecture"], f"{found['Os']}/{found['Architecture']}"}
+    return not platform or "/".join(platform.split("/")[:2]) in has

@@ -36,7 +36,6 @@ from fastlane_docker.logs import read_log
 from fastlane_docker.policies import check_options, resolve
 from fastlane_docker.pool import Pool
 from fastlane_docker.pruning import prune_engine
-from fastlane_docker.pull_policy import PullPolicy
 from fastlane_docker.references import check_image
 from fastlane_docker.settings import DockerSettings
 from fastlane_docker.starting import start_run
@@ -115,7 +114,10 @@ class DockerRunner(Runner):
     # Runs
 
     async def prepare(self, request: RunRequest, progress: ProgressCallback) -> None:
-        await self._pool.puller(request.place).ensure(request.spec.image, self._pull_policy(request), progress)
+        resolved = resolve(self._farms.of_lane(request.lane), request.spec)
+        await self._pool.puller(request.place).ensure(
+            request.spec.image, resolved.pull_policy, progress, platform=resolved.options.platform or ""
+        )
 
     async def start(self, request: RunRequest) -> RunHandle:
         engine = self._pool.engine(request.place)
@@ -128,7 +130,9 @@ class DockerRunner(Runner):
             container = await engine.call("start", start)
         except ImageNotFound:
             # Removed from the host since it was prepared: once more.
-            await self._pool.puller(request.place).restore(request.spec.image, self._pull_policy(request))
+            await self._pool.puller(request.place).restore(
+                request.spec.image, resolved.pull_policy, platform=resolved.options.platform or ""
+            )
             container = await engine.call("start", start)
         handle = self._handle(engine, container, containers.name_of(request.execution_id))
         if resolved.options.stopGrace is not None:
@@ -266,12 +270,6 @@ class DockerRunner(Runner):
             yield
         except NotFound as error:
             raise RunNotFound(f"the Docker engine {engine.address.key} has no container {container[:12]}") from error
-
-    def _pull_policy(self, request: RunRequest) -> PullPolicy:
-        """The job's, else the farm's; a farm that the settings do not have any more has the default."""
-        farm = self._farms.of_lane(request.lane)
-        own = resolve(farm, request.spec).options.pullPolicy
-        return own or (farm.settings.pullPolicy if farm else "missing")
 
     def _handle(self, engine: Engine, container: str, name: str) -> RunHandle:
         data = {"host": engine.address.key, "container": container, "name": name}

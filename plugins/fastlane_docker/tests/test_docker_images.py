@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import docker
 import pytest
+import requests
 
 from fastlane_core.errors import ImageNotFound, PullFailed
 from fastlane_core.models import JsonObject, Progress
@@ -26,6 +28,8 @@ from tests.services.registry import PASSWORD, USER, Registry
 pytestmark = pytest.mark.services
 
 Build = Callable[..., DockerRunner]
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+MANIFEST_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 #: Pushes an image with so many random bytes, which the engine does not have afterwards; its reference.
 Push = Callable[..., str]
 
@@ -50,6 +54,57 @@ def pulls_since(sdk: docker.DockerClient, begun: float) -> Counter[str]:
 
 def policy(name: str) -> Mapping[str, JsonObject]:
     return {"docker": {"pullPolicy": name}}
+
+
+@pytest.fixture
+def two_platforms(registry: Registry, push: Push) -> str:
+    """A name under which the registry has an image for amd64 and, with another configuration, one for arm64."""
+    image = push()
+    repository, _, tag = image.partition("/")[2].rpartition(":")
+    base = f"http://{registry.address}/v2/{repository}"
+
+    def put_manifest(name: str, kind: str, content: object) -> str:
+        answer = requests.put(
+            f"{base}/manifests/{name}", headers={"Content-Type": kind}, data=json.dumps(content), timeout=DEADLINE
+        )
+        answer.raise_for_status()
+        return str(answer.headers["Docker-Content-Digest"])
+
+    manifest = requests.get(f"{base}/manifests/{tag}", headers={"Accept": MANIFEST}, timeout=DEADLINE).json()
+    configuration = requests.get(f"{base}/blobs/{manifest['config']['digest']}", timeout=DEADLINE).json()
+    entries = []
+    for architecture in ("amd64", "arm64"):
+        blob = json.dumps({**configuration, "architecture": architecture}).encode()
+        digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
+        upload = requests.post(f"{base}/blobs/uploads/", timeout=DEADLINE).headers["Location"]
+        requests.put(upload, params={"digest": digest}, data=blob, timeout=DEADLINE).raise_for_status()
+        content = {**manifest, "config": {**manifest["config"], "digest": digest, "size": len(blob)}}
+        entries.append(
+            {
+                "mediaType": MANIFEST,
+                "digest": put_manifest(architecture, MANIFEST, content),
+                "size": len(json.dumps(content)),
+                "platform": {"os": "linux", "architecture": architecture},
+            }
+        )
+    both = {"schemaVersion": 2, "mediaType": MANIFEST_LIST, "manifests": entries}
+    put_manifest("both", MANIFEST_LIST, both)
+    return f"{registry.address}/{repository}:both"
+
+
+async def test_image_of_the_wanted_platform_is_pulled(
+    runner: DockerRunner, runs: RunDriver, two_platforms: str, sdk: docker.DockerClient
+) -> None:
+    async def architecture(platform: str | None) -> str:
+        options: Mapping[str, JsonObject] = {"docker": {"platform": platform}}
+        request = await runs.request(runner, "true", image=two_platforms, options=options)
+        run = await runs.start_request(runner, request)
+        assert (await run.wait()).exit_code == 0
+        return str(sdk.images.get(two_platforms).attrs["Architecture"])
+
+    assert await architecture(None) == "amd64"
+    assert await architecture("linux/arm64") == "arm64"
+    assert await architecture("linux/amd64") == "amd64"
 
 
 # Names
