@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.context import EngineOptions, WorkerContext
 from fastlane_core.engine.faultpoints import Reach, pass_by
 from fastlane_core.engine.identifiers import new_id
+from fastlane_core.engine.records import confirm_start
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobSubmission
@@ -151,6 +153,7 @@ async def open_application(
                 clock=clock,
                 storage=storage,
                 emit=plugins.emit,
+                confirm_start=partial(confirm_start, storage),
             )
             await plugins.startup(context)
             try:

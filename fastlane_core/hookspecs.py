@@ -14,7 +14,7 @@ load; one that fails is logged with its plugin's name and never slows or fails a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -27,7 +27,7 @@ from fastlane_core.contracts.notifier import Notifier
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.runner import Runner
 from fastlane_core.contracts.storage import Storage
-from fastlane_core.models import Event
+from fastlane_core.models import Event, RunRequest
 
 if TYPE_CHECKING:
     import click
@@ -71,6 +71,9 @@ class RunnerContext(PluginContext):
     storage: Storage
     #: Tells observers what happened; returns at once.
     emit: Callable[[Event], None]
+    #: For runners that leave nothing on the engine by which a start that comes too late could be told: awaited between
+    #: creating a run and starting it. What it raises goes through to core; what was created is left for others.
+    confirm_start: Callable[[RunRequest], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.errors import FastlaneError, RevisionConflict
-from fastlane_core.models import Execution
+from fastlane_core.models import Execution, RunRequest
 
 #: Writers of one record are its worker and a few requests; more conflicts in a row than this are a defect.
 _TRIES = 50
@@ -14,6 +14,21 @@ _TRIES = 50
 
 class Fenced(FastlaneError):
     """Another worker has taken the execution over: this one must leave it alone."""
+
+
+async def confirm_start(storage: Storage, request: RunRequest) -> None:
+    """Return if the run may be started: its execution has not ended, and is the asking worker's still.
+
+    A run is removed from its engine only once its execution has ended. So a worker that was held up, and creates anew
+    what is gone, finds out here, as long as it asks after creating. Raises Fenced, StorageUnavailable.
+    """
+    stored = await storage.get_execution(request.execution_id)
+    if stored is None:
+        raise Fenced(f"execution {request.execution_id} is not in the storage any more")
+    if stored.status.is_final:
+        raise Fenced(f"execution {stored.id} has ended: {stored.status}")
+    if stored.fence != request.fence:
+        raise Fenced(f"execution {stored.id} was taken over by worker {stored.worker}")
 
 
 async def change_execution(

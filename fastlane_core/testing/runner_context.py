@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from pydantic import BaseModel
 
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.hookspecs import RunnerContext, Section
-from fastlane_core.models import Event
+from fastlane_core.models import Event, RunRequest
 
 
 class GivenSettings:
@@ -34,8 +34,12 @@ def runner_context(
     clock: Callable[[], float] = time.time,
     storage: Storage | None = None,
     emit: Callable[[Event], None] = lambda event: None,
+    confirm_start: Callable[[RunRequest], Awaitable[None]] | None = None,
 ) -> RunnerContext:
-    """A context with these settings. Leave `storage` out for a runner that keeps nothing there."""
+    """A context with these settings. Leave `storage` out for a runner that keeps nothing there.
+
+    Every start is confirmed unless `confirm_start` says otherwise.
+    """
     return RunnerContext(
         settings=GivenSettings(*sections),
         deployment_id=deployment_id,
@@ -43,4 +47,9 @@ def runner_context(
         clock=clock,
         storage=storage if storage is not None else cast(Storage, None),
         emit=emit,
+        confirm_start=confirm_start or _confirm,
     )
+
+
+async def _confirm(request: RunRequest) -> None:
+    """Every run may be started."""

@@ -31,12 +31,13 @@ from fastlane_docker.client import Client
 from fastlane_docker.endings import true_outcome
 from fastlane_docker.engine import Engine
 from fastlane_docker.farms import Farm, Farms
-from fastlane_docker.listing import list_containers
+from fastlane_docker.listing import CannotRemove, list_containers, remove
 from fastlane_docker.logs import read_log
 from fastlane_docker.policies import check_options, resolve
 from fastlane_docker.pool import Pool
 from fastlane_docker.pruning import prune_engine
 from fastlane_docker.references import check_image
+from fastlane_docker.retention import Retention, turn_seconds
 from fastlane_docker.settings import DockerSettings
 from fastlane_docker.starting import start_run
 
@@ -62,13 +63,14 @@ class DockerRunner(Runner):
 
     def __init__(self, context: RunnerContext) -> None:
         self._settings = context.settings.section(DockerSettings)
+        self._context = context
         self._deployment_id = context.deployment_id
-        self._clock = context.clock
         self._farms = Farms(self._settings)
         self._addresses = self._farms.addresses()
         #: Containers that core wanted stopped, until they are seen to have ended.
         self._stopped: set[str] = set()
         self._pool = Pool(context, self._settings, self._addresses)
+        self._retention: asyncio.Task[None] | None = None
 
     # Routing, from the settings alone
 
@@ -92,8 +94,13 @@ class DockerRunner(Runner):
         files = {farm.lane.name: files for farm in self._farms if (files := farm.settings.tls_files)}
         await asyncio.to_thread(check_files, files)
         await self._pool.open()
+        if (keep := self._settings.docker_keep_seconds) is not None:
+            self._retention = asyncio.create_task(self._prune_for_ever(keep))
 
     async def close(self) -> None:
+        if self._retention is not None:
+            self._retention.cancel()
+            await asyncio.gather(self._retention, return_exceptions=True)
         await self._pool.close()
 
     async def availability(self, lane: str) -> Availability:
@@ -122,9 +129,17 @@ class DockerRunner(Runner):
     async def start(self, request: RunRequest) -> RunHandle:
         engine = self._pool.engine(request.place)
         resolved = resolve(self._farms.of_lane(request.lane), request.spec)
+        loop = asyncio.get_running_loop()
+
+        async def confirmed() -> None:
+            await self._context.confirm_start(request)
+
+        def confirm() -> None:
+            # From the thread, so that nothing comes between the answer and the start.
+            asyncio.run_coroutine_threadsafe(confirmed(), loop).result(self._settings.docker_timeout_seconds)
 
         def start(client: Client) -> str:
-            return start_run(client, request, resolved, self._settings)
+            return start_run(client, request, resolved, self._settings, confirm)
 
         try:
             container = await engine.call("start", start)
@@ -201,7 +216,14 @@ class DockerRunner(Runner):
         engine, container = self._located(handle)
         name = str(handle.data["name"]).replace(containers.NAME_PREFIX, containers.DEFUNCT_PREFIX, 1)
 
-        def rename(client: Client) -> None:
+        def finish(client: Client) -> None:
+            if self._settings.docker_keep_seconds == 0:
+                try:
+                    remove(client, container)
+                    return
+                except CannotRemove as error:
+                    # Pruning tries again.
+                    log.warning("a processed container cannot be removed", host=engine.address.key, error=str(error))
             try:
                 client.rename(container, name)
             except NotFound:
@@ -213,7 +235,7 @@ class DockerRunner(Runner):
                 if containers.DEFUNCT_PREFIX not in client.inspect_container(container)["Name"]:
                     client.rename(container, f"{name}-{container[:12]}")
 
-        await engine.call("rename", rename)
+        await engine.call("finish", finish)
         self._stopped.discard(container)
 
     async def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:
@@ -248,13 +270,22 @@ class DockerRunner(Runner):
             raise ValueError(f"there is no farm for the lane {lane}")
         return farm
 
+    async def _prune_for_ever(self, keep: float) -> None:
+        every = turn_seconds(keep)
+
+        async def prune(host: str) -> PruneReport:
+            return await self._prune(host, older_than=keep, dry_run=False, seconds=every)
+
+        hosts = list(self._addresses)
+        await Retention(self._context.storage, hosts, prune, clock=self._context.clock, every=every).run()
+
     async def _prune(self, host: str, *, older_than: float, dry_run: bool, seconds: float) -> PruneReport:
         return await prune_engine(
             self._pool.engine(host),
             self._deployment_id,
             older_than=older_than,
             dry_run=dry_run,
-            now=self._clock(),
+            now=self._context.clock(),
             seconds=seconds,
         )
 

@@ -247,6 +247,13 @@ class DockerSettings(BaseModel):
         default=4096, ge=1, description="Processes and threads that one container may have at a time."
     )
 
+    docker_keep_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        description="Time for which containers are kept once they have ended and their results are stored, in seconds. "
+        "0 removes each at once. None keeps them, to be looked at, until `fastlane prune`.",
+    )
+
     @field_validator("docker_registries")
     @classmethod
     def _are_registries(cls, value: dict[str, RegistrySettings]) -> dict[str, RegistrySettings]:

@@ -1,12 +1,15 @@
 """Starting a run so that it exists once, however often and by however many workers it is asked for.
 
-The name of the container, which derives from the execution's id, decides: creating it succeeds once. Its new name, when
-its results are stored, tells a worker that was held up since that there is nothing left to start.
+The name of the container, which derives from the execution's id, decides: creating it succeeds once. It is started by
+that name, which it loses when its results are stored. A worker that was held up since may create another one, but asks
+core between creating and starting whether the execution is its own still: a container gives its name up only once the
+execution's record tells that it is not.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from docker.errors import APIError, NotFound
@@ -27,10 +30,14 @@ _LOOKS = 100
 _LOOK_SECONDS = 0.05
 
 
-def start_run(client: Client, request: RunRequest, resolved: Resolved, settings: DockerSettings) -> str:
+def start_run(
+    client: Client, request: RunRequest, resolved: Resolved, settings: DockerSettings, confirm: Callable[[], None]
+) -> str:
     """Create and start the container of a run, or find what an earlier call made of it; its id. Blocks.
 
     A command that cannot be executed is no error: that is how the run ended, and the container's state tells.
+    `confirm` raises when nothing must be started any more. What was created then stays, for the worker that has taken
+    the execution over or, after its end, for reconciliation.
     Raises ImageNotFound, StartRejected, EngineUnavailable, and what the SDK raises for an engine in trouble.
     """
     for _ in range(_TRIES):
@@ -45,6 +52,7 @@ def start_run(client: Client, request: RunRequest, resolved: Resolved, settings:
         name = containers.name_of(request.execution_id)
         try:
             join_networks(client, name, resolved.options)
+            confirm()
             client.start(name)
         except APIError as error:
             try:
