@@ -77,16 +77,24 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def state_of(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
+def state_of(files: TlsFiles) -> tuple[tuple[int, int, int], ...]:
     """Differs once one of the files was replaced or changed."""
     return tuple(_stamp(path) for path in (files.ca, files.cert, files.key) if path is not None)
 
 
 def expiry_of(files: TlsFiles) -> datetime | None:
-    """When the client certificate expires; None if there is none. Raises TlsFileError."""
+    """When the client certificate expires; None if there is none, or if it says so in no known way.
+
+    Raises TlsFileError.
+    """
     if files.cert is None:
         return None
-    return _not_after(_first_certificate("cert", files.cert))
+    certificate = _first_certificate("cert", files.cert)
+    try:
+        return _not_after(certificate)
+    except (ValueError, IndexError):
+        # Whether such a certificate is good is for its engine to say.
+        return None
 
 
 def _trust(context: ssl.SSLContext, path: str) -> None:

@@ -25,7 +25,7 @@ _EXPIRED = 10
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 _OTHER_NAME = (62, 64)
 #: Reasons of OpenSSL 3 for an answer that is no TLS.
-_NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|PACKET_LENGTH_TOO_LONG|RECORD_LAYER_FAILURE|HTTP_REQUEST")
+_NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|PACKET_LENGTH_TOO_LONG|RECORD_LAYER_FAILURE")
 #: What engines tell of a client's certificate, or of there being none.
 _CLIENT_CERTIFICATE = re.compile(r"ALERT_(.*CERTIFICATE.*|UNKNOWN_CA|ACCESS_DENIED|DECRYPT_ERROR)")
 _PROTOCOL = re.compile(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL")
@@ -103,10 +103,11 @@ def _expired(files: TlsFiles) -> str:
     try:
         expiry = expiry_of(files)
     except TlsFileError:
+        # It has changed since; there is more to say of it at the next try.
         return ""
-    return (
-        f", which expired on {expiry:%Y-%m-%d %H:%M} UTC" if expiry is not None and expiry < datetime.now(UTC) else ""
-    )
+    if expiry is None or expiry > datetime.now(UTC):
+        return ""
+    return f", which expired on {expiry:%Y-%m-%d %H:%M} UTC"
 
 
 def _probe(where: tuple[str, int], context: ssl.SSLContext) -> ssl.SSLError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -247,6 +248,20 @@ def test_expiry_is_read_from_the_certificate(tmp_path: Path, expiry: str, kind: 
         file.write(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
 
     assert expiry_of(TlsFiles(cert=str(path))) == end
+
+
+async def test_worker_starts_with_a_certificate_whose_expiry_is_written_unusually(
+    build_runner: Build, authority: Authority
+) -> None:
+    client = authority.issue("fastlane", not_before=PAST, not_after=PAST + timedelta(days=1))
+    path = Path(client.cert)
+    certificate = ssl.PEM_cert_to_DER_cert(path.read_text())
+    path.write_text(ssl.DER_cert_to_PEM_cert(certificate.replace(b"010204040506Z", b"0102040405+00")))
+    runner = build_runner(docker_hosts=[{"hosts": [CLOSED], "tls": {"cert": client.cert, "key": client.key}}])
+
+    await runner.open()
+
+    assert expiry_of(TlsFiles(cert=client.cert)) is None
 
 
 def test_system_s_authorities_are_those_that_openssl_is_given(
