@@ -11,12 +11,11 @@ _GRACE = 1.0
 
 
 def server_config(context: ApiContext) -> Config:
-    """The configuration for `hypercorn.asyncio.serve`, listening on the context's address.
+    """The configuration for `hypercorn.asyncio.serve`; what it listens on is for the caller to say.
 
     Whoever serves sets `context.closing` as soon as the server is to end, so that streams end by themselves.
     """
     config = Config()
-    config.bind = [f"[{context.host}]:{context.port}" if ":" in context.host else f"{context.host}:{context.port}"]
     config.graceful_timeout = _GRACE
     config.include_server_header = False
     config.accesslog = None

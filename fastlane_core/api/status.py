@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -68,6 +69,7 @@ async def status() -> Response:
             "jobs": {"count": jobs, "scheduled": []},
             "fastlane": {
                 "version": context.version,
+                "pid": os.getpid(),
                 "executor": ", ".join(runner.name for runner in context.routing.runners),
             },
             "lanes": _lanes(context, stats),

@@ -21,10 +21,12 @@ def command(config: Path | None, host: str, port: int, worker_id: str | None) ->
     when it ends go on, and the next start picks them up.
     """
     from fastlane_core.app import Application
-    from fastlane_core.cli.serving import first_to_end, run_until_signal, serve_api
+    from fastlane_core.cli.serving import bind_listener, first_to_end, run_until_signal, serve_api
+
+    listener = bind_listener(host, port)
 
     async def main(application: Application, stop: asyncio.Event) -> None:
         worker = application.worker(worker_id)
-        await first_to_end(stop, serve_api(application, host, port, stop), worker.run(stop))
+        await first_to_end(stop, serve_api(application, host, listener, stop), worker.run(stop))
 
-    run_until_signal(main, config=config, listen=(host, port))
+    run_until_signal(main, config=config, api_bind=host)

@@ -22,26 +22,19 @@ log = structlog.get_logger(__name__)
 
 
 def run_until_signal(
-    main: Callable[[Application, asyncio.Event], Awaitable[None]],
-    *,
-    config: Path | None,
-    listen: tuple[str, int] | None = None,
+    main: Callable[[Application, asyncio.Event], Awaitable[None]], *, config: Path | None, api_bind: str | None = None
 ) -> None:
     """Open the application, run `main` with an event that SIGTERM or SIGINT sets, and end the process.
 
-    `listen` is the host and port that an API of this process will listen on. Raises SettingsError for an address that
-    cannot be listened on, before anything is opened, and what `open_application` raises.
+    `api_bind` is the address that an API of this process listens on. Raises what `open_application` raises.
     """
-
-    if listen is not None:
-        check_address(*listen)
 
     async def running() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        async with open_application(config, os.environ, api_bind=listen[0] if listen else None) as application:
+        async with open_application(config, os.environ, api_bind=api_bind) as application:
             await main(application, stop)
 
     asyncio.run(running())
@@ -51,22 +44,51 @@ def run_until_signal(
     os._exit(0)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raise SettingsError if nothing can listen on `host`:`port` now."""
+def bind_listener(host: str, port: int) -> socket.socket:
+    """A socket bound to `host`:`port`; nobody can connect before it is served. Port 0 takes a free one.
+
+    Bound before anything is opened: an address that cannot be had is a SettingsError, and leaves nothing behind.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; -b and -p choose another address"
         ) from error
+    return listener
 
 
-async def serve_api(application: Application, host: str, port: int, stop: asyncio.Event) -> None:
-    """Serve HTTP and WebSocket on `host`:`port` until `stop` is set. Raises OSError if the address is taken."""
+def inherited_listener(descriptor: int) -> socket.socket:
+    """The socket that a parent process bound."""
+    return socket.socket(fileno=descriptor)
+
+
+def real_port(listener: socket.socket) -> int:
+    """The port that a socket is bound to."""
+    return int(listener.getsockname()[1])
+
+
+async def serve_api(
+    application: Application,
+    host: str,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    *,
+    ready: Callable[[], None] | None = None,
+) -> None:
+    """Serve HTTP and WebSocket from a bound socket until `stop` is set. `host` is how it was called.
+
+    `ready` is called when everything is there to serve.
+    """
     closing = asyncio.Event()
+    port = real_port(listener)
     context = application.api_context(host=host, port=port, closing=closing)
     api = create_api(context, application.blueprints)
 
@@ -75,8 +97,12 @@ async def serve_api(application: Application, host: str, port: int, stop: asynci
         # Streams end by themselves when they see this, before the server would cut them.
         closing.set()
 
-    log.info("serving", url=f"http://{host}:{port}")
-    await serve(api, server_config(context), shutdown_trigger=until_stopped)
+    config = server_config(context)
+    config.bind = [f"fd://{listener.detach()}"]
+    log.info("serving", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", process=os.getpid())
+    if ready is not None:
+        ready()
+    await serve(api, config, shutdown_trigger=until_stopped)
 
 
 async def first_to_end(stop: asyncio.Event, *parts: Awaitable[None]) -> None:

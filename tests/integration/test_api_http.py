@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator
@@ -455,7 +456,7 @@ async def test_health_and_status_have_the_shape_that_clients_know(api: Api) -> N
     }
     assert body["tasks"] == {"count": 1}
     assert body["jobs"] == {"count": 3, "scheduled": []}
-    assert body["fastlane"] == {"version": "1.2.3", "executor": "docker"}
+    assert body["fastlane"] == {"version": "1.2.3", "pid": os.getpid(), "executor": "docker"}
     assert body["lanes"][LANE]["capacity"] == 2
     assert {each["worker"] for each in body["workers"]} == {"w", "v"}
 
