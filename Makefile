@@ -8,7 +8,7 @@ BIN := .venv/bin
 PACKAGES := -e . -e plugins/fastlane_docker
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint format services wheels clean
+.PHONY: help demo test test-long test-core lint format services wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ format: .venv/.ready ## Format the code
 
 test: lint services ## Check everything; skipped tests are listed at the end with their reasons
 	$(BIN)/python -m pytest $(TESTS)
+
+test-long: lint services ## Run the proofs that take minutes and that `make test` leaves out
+	$(BIN)/python -m pytest $(TESTS) -m long
 
 test-core: .venv/.ready ## Run the tests of core with no plugin installed, in .venv-core
 	@test -x .venv-core/bin/python || $(PYTHON) -m venv .venv-core

@@ -13,7 +13,7 @@ from fastlane_core.models import LogChunk, Output, Stream
 #: A chunk in storage is at most this long, and a batch closed once it is.
 _CHUNK_BYTES = 256 * 1024
 #: Outputs read ahead of storage: bounds memory per run.
-_READ_AHEAD = 16
+_READ_AHEAD = 4
 #: Seconds between two writes to storage of a run that writes little by little.
 _PACE = 0.1
 #: Changes between the streams in one batch that are kept; beyond, a batch is ordered by stream.

@@ -14,8 +14,8 @@ from fastlane_core.builtin.sqlite.trouble import DatabaseUnavailable, explain, i
 #: Seconds between tries to get the lock: SQLite's own back-off grows to 100 ms, and starves beside a busy process.
 _RETRY_SECONDS = 0.002
 #: KiB of pages that each connection keeps in memory.
-_WRITER_CACHE = 65_536
-_READER_CACHE = 16_384
+_WRITER_CACHE = 16_384
+_READER_CACHE = 8_192
 #: Pages after which the write-ahead log is moved into the database.
 _CHECKPOINT_PAGES = 4_000
 _JOURNAL_BYTES = 64 * 1024 * 1024

@@ -2,8 +2,12 @@
 
 The engine multiplexes both streams into frames of an 8-byte header (stream, three zeros, big-endian length) and a
 payload (Docker Engine API, "Attach to a container: stream format"). With `timestamps` each payload begins with an
-RFC 3339 time in UTC and a space. A line longer than 16 KiB comes as several frames, of which only the last ends in a
-newline.
+RFC 3339 time in UTC and a space. A line longer than 16 KiB comes as several frames that all bear the time of the first.
+
+Engines before version 23 (API 1.42) drop the newline of such a line when they read what their log driver `local` wrote.
+It is put back: in the place of an empty frame, or where a frame of another time follows. Only whether the very last
+line of a stream had one is not known then, if it is longer than 16 KiB: nothing is added that may not have been
+written.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ class FrameReader:
     def __init__(self, positions: Positions) -> None:
         self._positions = positions
         self._rest = b""
+        #: The times of lines whose end has not come, by the number of their stream.
+        self._open_lines: dict[int, bytes] = {}
         #: The last complete frame, with its header; empty before the first.
         self.last = b""
         self._second_text = b""
@@ -51,7 +57,7 @@ class FrameReader:
         outputs: list[Output] = []
         payloads: list[bytes] = []
         alike: tuple[int, bytes, bool] | None = None
-        size = 0
+        stamp, size = b"", 0
         last = start = 0
         end = len(buffer)
         while end - start >= _HEADER:
@@ -60,27 +66,41 @@ class FrameReader:
             stop = time_at + length
             if stop > end:
                 break
-            this = (number, buffer[time_at : time_at + _SECOND], buffer[stop - 1] == _NEWLINE)
-            if this != alike or size >= _JOINED:
-                self._take(alike, payloads, outputs)
-                if number not in _STREAMS:
+            payload_at = buffer.find(b" ", time_at, stop) + 1
+            ends_line = payload_at == stop or buffer[stop - 1] == _NEWLINE
+            # Parts of a line are alike only if they are parts of the same one.
+            this = (number, buffer[time_at : time_at + _SECOND if ends_line else payload_at], ends_line)
+            if this != alike or size >= _JOINED or not payload_at:
+                self._take(alike, stamp, payloads, outputs)
+                if number not in _STREAMS or not payload_at:
                     raise _refusal(number, buffer[time_at:stop])
-                alike, payloads, size = this, [], 0
-            payloads.append(buffer[buffer.index(b" ", time_at, stop) + 1 : stop])
+                alike, stamp, payloads, size = this, buffer[time_at:payload_at], [], 0
+            payloads.append(buffer[payload_at:stop] or b"\n")
             size += length
             last, start = start, stop
-        self._take(alike, payloads, outputs)
+        self._take(alike, stamp, payloads, outputs)
         if start:
             self.last = buffer[last:start]
         self._rest = buffer[start:]
         return outputs
 
-    def _take(self, alike: tuple[int, bytes, bool] | None, payloads: list[bytes], outputs: list[Output]) -> None:
-        """Make an output of the payloads of frames that are alike in stream, second, and whether they end a line."""
+    def _take(
+        self, alike: tuple[int, bytes, bool] | None, stamp: bytes, payloads: list[bytes], outputs: list[Output]
+    ) -> None:
+        """Make an output of the payloads of frames that are alike, the first of them with the time `stamp`."""
         if alike is None:
             return
-        stream, second = _STREAMS[alike[0]], self._parse_second(alike[1])
-        new = self._positions.add(stream, second, ends_line=alike[2], count=len(payloads))
+        number, _, ends_line = alike
+        stream, second = _STREAMS[number], self._parse_second(stamp[:_SECOND])
+        # The line before had an end, which the engine dropped.
+        begins_line = self._open_lines.get(number, stamp) != stamp
+        if begins_line:
+            payloads[0] = b"\n" + payloads[0]
+        if ends_line:
+            self._open_lines.pop(number, None)
+        else:
+            self._open_lines[number] = stamp
+        new = self._positions.add(stream, second, begins_line=begins_line, ends_line=ends_line, count=len(payloads))
         if data := b"".join(payloads[len(payloads) - new :]):
             outputs.append(Output(stream=stream, data=data, position=self._positions.current))
 
@@ -112,5 +132,5 @@ def _join(parts: list[Output]) -> Output:
 
 def _refusal(number: int, payload: bytes) -> EngineUnavailable:
     words = payload.decode(errors="replace").strip()
-    told = f"the engine says: {words}" if number == _SYSTEM_ERROR else f"unknown stream {number}"
+    told = f"the engine says: {words}" if number == _SYSTEM_ERROR else f"a frame of stream {number} is {words[:100]!r}"
     return EngineUnavailable(f"the log cannot be read: {told}")

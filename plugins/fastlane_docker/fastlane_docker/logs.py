@@ -77,12 +77,12 @@ async def read_log(
             await asyncio.sleep(_AGAIN_SECONDS)
             continue
         # The engine may end a follow before the last frames of an ended container: read what is beyond.
-        if not await _goes_on(engine, container, reading.last_frame):
+        if not await goes_on(engine, container, reading.last_frame):
             return
         follow = False
 
 
-async def _goes_on(engine: Engine, container: str, last: bytes) -> bool:
+async def goes_on(engine: Engine, container: str, last: bytes) -> bool:
     """Whether the log of an ended container may have more behind the frame `last`; True where that cannot be told.
 
     Asking for the last frame costs the engine nothing; finding out where to go on, a walk through the whole log.

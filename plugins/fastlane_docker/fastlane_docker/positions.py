@@ -36,8 +36,11 @@ class Positions:
         self._line_began: dict[Stream, int | None] = {Stream.STDOUT: None, Stream.STDERR: None}
         self._may_advance = True
 
-    def add(self, stream: Stream, second: int, *, ends_line: bool, count: int = 1) -> int:
-        """Count the next frames, which are alike; how many of them, the last ones, were not read before `after`."""
+    def add(self, stream: Stream, second: int, *, ends_line: bool, begins_line: bool = False, count: int = 1) -> int:
+        """Count the next frames, which are alike; how many of them, the last ones, were not read before `after`.
+
+        `begins_line`: they do not go on with the line of their stream that has not ended.
+        """
         self._total += count
         if second >= self._since:
             self._counted += count
@@ -46,7 +49,7 @@ class Positions:
             self._since, self._counted, self._may_advance = self._origin, self._total, False
         if ends_line:
             self._line_began[stream] = None
-        elif self._line_began[stream] is None:
+        elif begins_line or self._line_began[stream] is None:
             self._line_began[stream] = second
         if self._may_advance:
             self._count_second(second, count)

@@ -49,6 +49,10 @@ def written(pieces: Iterable[tuple[Stream, bytes]]) -> list[tuple[Stream, bytes]
     return [(stream, b"".join(data for _, data in group)) for stream, group in groupby(pieces, lambda piece: piece[0])]
 
 
+def of_stdout(outputs: Iterable[Output]) -> bytes:
+    return b"".join(output.data for output in outputs if output.stream is OUT)
+
+
 def assert_resumes_everywhere(frames: list[Frame]) -> list[Output]:
     outputs = read_one_by_one(frames)
     expected = [(stream, data) for stream, _, data in frames]
@@ -108,6 +112,37 @@ def test_frames_that_come_together_are_taken_together() -> None:
     assert len(read(frames, None)) == 1
     long_lines: list[Frame] = [(OUT, START, b"x" * 16_000) for _ in range(20)]
     assert all(len(output.data) < 100_000 for output in read(long_lines, None))
+
+
+def test_an_empty_frame_is_the_newline_that_the_engine_dropped() -> None:
+    frames: list[Frame] = [
+        (OUT, START, b"x" * 16_384),
+        (OUT, START, b""),
+        (ERR, START, b"y\n"),
+        (OUT, START + 9, b"z\n"),
+    ]
+    expected = [(OUT, b"x" * 16_384 + b"\n"), (ERR, b"y\n"), (OUT, b"z\n")]
+    outputs = read_one_by_one(frames)
+    assert written((each.stream, each.data) for each in read(frames, None)) == expected
+    assert written((each.stream, each.data) for each in read(frames, outputs[0].position))[0] == (OUT, b"\n")
+
+
+def test_newlines_that_the_engine_dropped_are_put_back_where_another_line_begins() -> None:
+    frames: list[Frame] = []
+    for number in range(0, 120, 3):
+        frames += [(OUT, START + number, b"x" * 16_384), (OUT, START + number, b"%d" % number)]
+        frames.append((ERR, START + number, b"between\n"))
+    frames += [(OUT, START + 120, b"short\n"), (OUT, START + 121, b"x" * 16_384), (OUT, START + 121, b"no end")]
+    lines = [b"x" * 16_384 + b"%d\n" % number for number in range(0, 120, 3)]
+    stdout = b"".join(lines) + b"short\n" + b"x" * 16_384 + b"no end"
+
+    outputs = read_one_by_one(frames)
+
+    assert of_stdout(outputs) == of_stdout(read(frames, None)) == stdout
+    for index, output in enumerate(outputs):
+        assert of_stdout(outputs[: index + 1]) + of_stdout(read(frames, output.position)) == stdout
+    # A log of nothing but long lines is not read again from its beginning.
+    assert parse_position(outputs[-1].position)[0] > START + 100
 
 
 def test_frames_that_the_engine_fills_with_its_own_trouble_are_refused() -> None:
