@@ -35,6 +35,9 @@ blueprint = Blueprint("websocket", __name__, url_prefix="/tasks/<task_id>/jobs/<
 #: Bytes of output in one frame. Escaped they are four times as many, and many clients refuse frames over 1 MiB.
 _FRAME_BYTES = 128 * 1024
 
+#: Seconds that a client has to answer that it closes.
+_CLOSING_SECONDS = 5.0
+
 _DONE = (1000, "done")
 _RETRY = (1000, "retry")
 
@@ -68,6 +71,9 @@ async def _serve(task_id: str, job_id: str, execution_id: str | None) -> None:
     finally:
         listening.cancel()
     await websocket.close(code, reason)
+    # When this returns the server hangs up, and a browser whose answer is still on its way takes that for a lost
+    # connection, without a reason. The answer cancels this.
+    await asyncio.sleep(_CLOSING_SECONDS)
 
 
 async def _ignore_messages() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gc
 import json
 import subprocess
@@ -105,6 +106,22 @@ async def test_following_tells_status_output_and_the_end(api: Api) -> None:
         ]
 
 
+async def test_progress_of_a_pull_is_told_before_the_output_starts(api: Api) -> None:
+    execution = await api.submit()
+    await api.change(execution, status=Status.PULLING)
+    async with followed(api, api.at(execution, "follow")) as lines:
+        assert (await lines.next())["status"] == "pulling"
+        for done in (1, 2):
+            waiting_for = f"pulling busybox:latest: {done}.0 of 4.0 MiB"
+            await api.change(execution, waiting_for=waiting_for)
+            expected = {"executionId": execution.id, "status": "pulling", "waitingFor": waiting_for}
+            assert await lines.next() == expected
+            shown = (await api.http.get(api.at(execution))).json()["execution"]
+            assert (shown["status"], shown["waitingFor"]) == ("pulling", waiting_for)
+            (listed,) = (await api.http.get(api.job(execution))).json()["job"]["executions"]
+            assert (listed["status"], listed["waitingFor"]) == ("pulling", waiting_for)
+
+
 async def test_following_goes_on_behind_what_was_seen(api: Api) -> None:
     execution = await api.run(await api.submit())
     await api.write(execution, (OUT, b"1"), (ERR, b"2"), (OUT, b"3"))
@@ -200,6 +217,28 @@ async def test_socket_shows_an_ended_execution_and_closes(api: Api, status: Stat
         api.job(execution, "ws/"),
     ):
         assert await watched(api, path) == (shown, 1000, "done")
+
+
+async def test_socket_stays_until_the_client_has_answered_that_it_closes(api: Api) -> None:
+    execution = await api.submit()
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    with contextlib.closing(writer):
+        writer.write(
+            f"GET {api.at(execution, 'ws')} HTTP/1.1\r\nHost: 127.0.0.1:{api.port}\r\nConnection: Upgrade\r\n"
+            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(DEADLINE):
+            await reader.readuntil(b"\x88\x07\x03\xe8retry")
+
+        # Browsers that find the connection gone when they answer tell their page nothing of code and reason.
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await reader.read(1)
+
+        writer.write(b"\x88\x82\0\0\0\0\x03\xe8")
+        async with asyncio.timeout(DEADLINE):
+            assert await reader.read() == b""
 
 
 async def test_socket_shows_output_as_it_comes_and_closes_when_it_ends(api: Api) -> None:
