@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fastlane_core.errors import EngineUnavailable, RunnerError, RunNotFound, StartRejected
-from fastlane_core.models import Reason, RunOutcome, RunRequest, Stream
+from fastlane_core.contracts.runner import ProgressCallback
+from fastlane_core.errors import EngineUnavailable, ImageNotFound, RunnerError, RunNotFound, StartRejected
+from fastlane_core.models import Progress, Reason, RunOutcome, RunRequest, Stream
 from fastlane_core.testing.runner_commands import ShellCommands
 
 
@@ -28,6 +29,36 @@ class FakeRun:
     #: Set, and replaced by a new one, whenever something about the run changes.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     script: asyncio.Task[None] | None = None
+
+
+class FakePull:
+    """A pull of an image that lasts as long as a test wants, and tells what the test says."""
+
+    def __init__(self) -> None:
+        self._listeners: list[ProgressCallback] = []
+        self._over = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait for it."""
+        return len(self._listeners)
+
+    def tell(self, message: str) -> None:
+        """Tell all who wait how far it is."""
+        for listener in self._listeners:
+            listener(Progress(message=message))
+
+    def end(self) -> None:
+        """Let them go on."""
+        self._over.set()
+
+    async def join(self, progress: ProgressCallback) -> None:
+        """Wait for its end."""
+        self._listeners.append(progress)
+        try:
+            await self._over.wait()
+        finally:
+            self._listeners.remove(progress)
 
 
 class FakeEngine:
@@ -66,6 +97,8 @@ class FakeEngine:
         self.is_down = False
         self._open_gate: asyncio.Event | None = None
         self._start_failures: list[tuple[RunnerError, bool]] = []
+        self._pull_failures: list[RunnerError] = []
+        self._pulls: dict[str, FakePull] = {}
 
     # What a test does
 
@@ -88,6 +121,20 @@ class FakeEngine:
         finally:
             self._open_gate.set()
             self._open_gate = None
+
+    @contextmanager
+    def pulling(self, image: str) -> Iterator[FakePull]:
+        """Within the block, runs of the image wait for it to be pulled."""
+        pull = self._pulls[image] = FakePull()
+        try:
+            yield pull
+        finally:
+            del self._pulls[image]
+            pull.end()
+
+    def fail_next_pull(self, error: RunnerError) -> None:
+        """Make the next call of `prepare` raise `error`."""
+        self._pull_failures.append(error)
 
     def fail_next_start(self, error: RunnerError, *, after_starting: bool = False) -> None:
         """Make the next call of `start` raise `error`, before or after the run has begun."""
@@ -129,6 +176,16 @@ class FakeEngine:
         """Raise EngineUnavailable during an outage."""
         if self.is_down:
             raise EngineUnavailable("the fake engine is down: a test says so")
+
+    async def pull(self, image: str, progress: ProgressCallback) -> None:
+        """Return when the image is there. Raises ImageNotFound, and what `fail_next_pull` was told."""
+        if self._pull_failures:
+            raise self._pull_failures.pop(0)
+        if image in self.missing_images:
+            raise ImageNotFound(f"the fake engine has no image {image}")
+        if image in self._pulls:
+            await self._pulls[image].join(progress)
+        progress(Progress(message=f"pulled {image}", current=1, total=1))
 
     def run(self, execution_id: str) -> FakeRun:
         """A run. Raises RunNotFound."""

@@ -14,9 +14,9 @@ from fastlane_core.contracts.runner import (
     PruneReport,
     Runner,
 )
-from fastlane_core.errors import ImageNotFound, RunnerError, RunNotFound
+from fastlane_core.errors import RunnerError, RunNotFound
 from fastlane_core.hookspecs import RunnerContext, RunnerPlugin, hookimpl
-from fastlane_core.models import JsonObject, Output, Progress, RunHandle, RunOutcome, RunRequest, Stream
+from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest, Stream
 from fastlane_core.testing.fake_engine import FakeEngine
 
 _PIECE = 64 * 1024
@@ -66,9 +66,7 @@ class FakeRunner(Runner):
 
     async def prepare(self, request: RunRequest, progress: ProgressCallback) -> None:
         await self.engine.reach()
-        if request.spec.image in self.engine.missing_images:
-            raise ImageNotFound(f"the fake engine has no image {request.spec.image}")
-        progress(Progress(message=f"pulled {request.spec.image}", current=1, total=1))
+        await self.engine.pull(request.spec.image, progress)
 
     async def start(self, request: RunRequest) -> RunHandle:
         await self.engine.reach()
