@@ -1,4 +1,4 @@
-"""One pull in the thread that calls it, and what its failures mean.
+"""One pull, and what its failures mean.
 
 Engines tell of a registry's trouble in words, most of it with status 500, so the words decide whose fault it is: an
 image that is not to be had is the job's, a registry out of reach is nobody's. The engine itself is at fault only if it
@@ -17,10 +17,9 @@ import structlog
 import urllib3
 from docker.errors import APIError, DockerException
 
-from fastlane_core.contracts.runner import ProgressCallback
 from fastlane_core.errors import ImageNotFound, PullFailed
 from fastlane_core.models import Progress
-from fastlane_docker.client import Client, limit_silence, lines_of
+from fastlane_docker.client import Client, hang_up, limit_silence, lines_of
 from fastlane_docker.engine import explanation
 from fastlane_docker.pull_progress import PullProgress
 from fastlane_docker.references import Reference
@@ -49,69 +48,125 @@ _NOT_ALLOWED = ("denied", "unauthorized", "no basic auth")
 _TROUBLE = ("no space left on device", "failed to register layer", "toomanyrequests", "too many requests")
 #: Statuses of an engine that refuses: a name that is none, wrong credentials, no such image.
 _REFUSED = (400, 401, 403, 404)
+#: What is raised for an answer, or its beginning, that does not come in time.
+_SILENCE = (requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError, TimeoutError)
 _URL = re.compile(r"https?://[^\s\"]+")
 #: Seconds between two words of progress, and to see whether an engine is still there.
 _PACE = 1.0
 _PING_SECONDS = 5.0
 
 
-def pull(
-    client: Client,
-    image: str,
-    reference: Reference,
-    settings: DockerSettings,
-    *,
-    platform: str = "",
-    tell: ProgressCallback,
-    is_wanted: Callable[[], bool],
-) -> None:
-    """Return when the engine has pulled the image; blocks. `tell` hears about once a second how far it is.
+class ImagePull:
+    """A pull, which a thread runs and the event loop may give up."""
 
-    It is given up, and this returns, once `is_wanted` says no.
+    def __init__(
+        self,
+        image: str,
+        reference: Reference,
+        settings: DockerSettings,
+        *,
+        platform: str,
+        tell: Callable[[Progress], None],
+    ) -> None:
+        """`tell` is called in the thread, about once a second; `platform` is "" for the engine's own."""
+        self._image = image
+        self._reference = reference
+        self._platform = platform
+        self._settings = settings
+        self._tell = tell
+        self._is_wanted = True
+        self._answer: requests.Response | None = None
 
-    Raises ImageNotFound, PullFailed, and what the SDK raises for an engine in trouble.
-    """
-    tell(Progress(message=f"pulling {image}"))
-    credentials = credentials_for(reference.registry, settings.docker_registries)
-    if credentials.trouble:
-        log.warning("pulling without credentials", registry=reference.registry, error=credentials.trouble)
-    begun = time.monotonic()
-    longest, quiet = settings.docker_pull_timeout_seconds, settings.docker_pull_quiet_seconds
-    progress, told = PullProgress(image), 0.0
-    try:
-        with client.pulling(
-            reference.name,
-            reference.version,
-            platform=platform,
-            credentials=credentials.header,
-            quiet_seconds=min(quiet, longest),
-        ) as answer:
-            for line in lines_of(answer):
-                step = _step(line)
-                if "error" in step:
-                    raise _failure(image, reference, credentials, str(step["error"]))
-                progress.heed(step)
-                now = time.monotonic()
-                left = begun + longest - now
-                if not is_wanted():
+    def run(self, client: Client) -> None:
+        """Return when the engine has the image, or soon after it was given up. Blocks.
+
+        Raises ImageNotFound, PullFailed, and what the SDK raises for an engine in trouble.
+        """
+        try:
+            self._pull(client)
+        except Exception:
+            # Hanging up looks like trouble here, and nobody is left to hear of it.
+            if self._is_wanted:
+                raise
+
+    def give_up(self) -> None:
+        """End it, on the engine too; from another thread."""
+        self._is_wanted = False
+        if self._answer is not None:
+            hang_up(self._answer)
+
+    def _pull(self, client: Client) -> None:
+        self._tell(Progress(message=f"pulling {self._image}"))
+        registry = self._reference.registry
+        credentials = credentials_for(registry, self._settings.docker_registries)
+        if credentials.trouble:
+            log.warning("pulling without credentials", registry=registry, error=credentials.trouble)
+        longest, quiet = self._settings.docker_pull_timeout_seconds, self._settings.docker_pull_quiet_seconds
+        deadline = time.monotonic() + longest
+        try:
+            with client.pulling(
+                self._reference.name,
+                self._reference.version,
+                platform=self._platform,
+                credentials=credentials.header,
+                quiet_seconds=min(quiet, longest),
+            ) as answer:
+                self._answer = answer
+                if not self._is_wanted:
                     return
-                if left <= 0:
-                    raise PullFailed(f"pulling the image {image} took longer than {longest:g} s; it was given up")
-                limit_silence(answer, min(quiet, left))
-                if now - told >= _PACE:
-                    told = now
-                    tell(progress.now())
-    except (requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError) as error:
-        client.ping_within(_PING_SECONDS)
-        raise PullFailed(
-            f"pulling the image {image} was given up: the engine had no news of the registry {reference.registry} "
-            f"for {min(quiet, longest):g} s"
-        ) from error
-    except APIError as error:
-        if error.status_code not in _REFUSED:
+                self._read(answer, credentials, deadline)
+        except _SILENCE as error:
             client.ping_within(_PING_SECONDS)
-        raise _failure(image, reference, credentials, explanation(error), error.status_code) from error
-    tell(Progress(message=f"pulled {image}"))
+            if time.monotonic() >= deadline:
+                raise self._too_slow() from error
+            raise PullFailed(
+                f"pulling the image {self._image} was given up: the engine had no news of the registry {registry} for "
+                f"{quiet:g} s"
+            ) from error
+        except APIError as error:
+            if error.status_code not in _REFUSED:
+                client.ping_within(_PING_SECONDS)
+            raise self._failure(credentials, explanation(error), error.status_code) from error
+        self._tell(Progress(message=f"pulled {self._image}"))
+
+    def _read(self, answer: requests.Response, credentials: Credentials, deadline: float) -> None:
+        progress, told = PullProgress(self._image), 0.0
+        for line in lines_of(answer):
+            step = _step(line)
+            if "error" in step:
+                raise self._failure(credentials, str(step["error"]))
+            progress.heed(step)
+            now = time.monotonic()
+            if now >= deadline:
+                raise self._too_slow()
+            limit_silence(answer, min(self._settings.docker_pull_quiet_seconds, deadline - now))
+            if now - told >= _PACE:
+                told = now
+                self._tell(progress.now())
+
+    def _too_slow(self) -> PullFailed:
+        longest = self._settings.docker_pull_timeout_seconds
+        return PullFailed(f"pulling the image {self._image} took longer than {longest:g} s; it was given up")
+
+    def _failure(self, credentials: Credentials, words: str, status: int | None = None) -> ImageNotFound | PullFailed:
+        image, registry = self._image, self._reference.registry
+        # Names may hold any of the words that are looked for.
+        plain = _URL.sub("", words)
+        for name in (image, self._reference.name, self._reference.repository):
+            plain = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "", plain)
+        plain = plain.lower()
+        is_refused = status in _REFUSED or any(each in plain for each in _NOT_THERE)
+        if not is_refused or any(each in plain for each in _TROUBLE):
+            return PullFailed(f"the image {image} could not be pulled: {words}")
+        if not any(each in plain for each in _NOT_ALLOWED):
+            return ImageNotFound(f"there is no image {image}: {words}")
+        if credentials.trouble:
+            return PullFailed(f"the image {image} could not be pulled: {words}; {credentials.trouble}")
+        if credentials.header:
+            hint = f"the credentials for {registry} do not allow it"
+        else:
+            hint = f"there are no credentials for {registry}: set DOCKER_REGISTRIES, or use `docker login`"
+        return ImageNotFound(f"there is no image {image}, or it may not be pulled: {words}; {hint}")
 
 
 def _step(line: bytes) -> Mapping[str, object]:
@@ -122,25 +177,3 @@ def _step(line: bytes) -> Mapping[str, object]:
     if not isinstance(step, dict):
         raise DockerException(f"it answers a pull with something that is no step of it: {line[:100]!r}")
     return step
-
-
-def _failure(
-    image: str, reference: Reference, credentials: Credentials, words: str, status: int | None = None
-) -> ImageNotFound | PullFailed:
-    # Names may hold any of the words that are looked for.
-    plain = _URL.sub("", words)
-    for name in (image, reference.name, reference.repository):
-        plain = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "", plain)
-    plain = plain.lower()
-    is_refused = status in _REFUSED or any(each in plain for each in _NOT_THERE)
-    if not is_refused or any(each in plain for each in _TROUBLE):
-        return PullFailed(f"the image {image} could not be pulled: {words}")
-    if not any(each in plain for each in _NOT_ALLOWED):
-        return ImageNotFound(f"there is no image {image}: {words}")
-    if credentials.trouble:
-        return PullFailed(f"the image {image} could not be pulled: {words}; {credentials.trouble}")
-    if credentials.header:
-        hint = f"the credentials for {reference.registry} do not allow it"
-    else:
-        hint = f"there are no credentials for {reference.registry}: set DOCKER_REGISTRIES, or use `docker login`"
-    return ImageNotFound(f"there is no image {image}, or it may not be pulled: {words}; {hint}")

@@ -12,9 +12,9 @@ from docker.errors import ImageNotFound as NoSuchImage
 from fastlane_core.contracts.runner import ProgressCallback
 from fastlane_core.errors import ImageNotFound
 from fastlane_core.models import Progress
-from fastlane_docker import image_pull
 from fastlane_docker.client import Client
 from fastlane_docker.engine import PULLS, Engine
+from fastlane_docker.image_pull import ImagePull
 from fastlane_docker.known_images import KnownImages
 from fastlane_docker.pull_policy import PullPolicy
 from fastlane_docker.references import Reference, parse_reference
@@ -37,9 +37,9 @@ class _Pull:
     """A pull under way."""
 
     newest: Progress
+    work: ImagePull = field(init=False)
     task: asyncio.Task[None] = field(init=False)
     listeners: list[ProgressCallback] = field(default_factory=list)
-    is_wanted: bool = True
 
     def tell(self, progress: Progress) -> None:
         if progress == self.newest:
@@ -49,7 +49,7 @@ class _Pull:
             listener(progress)
 
     def give_up(self) -> None:
-        self.is_wanted = False
+        self.work.give_up()
         self.task.cancel()
 
 
@@ -105,13 +105,7 @@ class Puller:
 
     async def _pulled(self, image: str, wanted: _Wanted, progress: ProgressCallback) -> None:
         """Join the pull of the image, or begin it."""
-        pull = self._pulls.get(wanted)
-        if pull is None:
-            waits = len(self._pulls) >= PULLS
-            first = f"waiting to pull {image}: {PULLS} other images are being pulled onto {self._engine.address.key}"
-            pull = self._pulls[wanted] = _Pull(Progress(message=first if waits else f"pulling {image}"))
-            pull.task = asyncio.create_task(self._pull(image, wanted, pull))
-            pull.task.add_done_callback(lambda done: self._forget(wanted, pull, done))
+        pull = self._pulls.get(wanted) or self._begin(image, wanted)
         pull.listeners.append(progress)
         progress(pull.newest)
         try:
@@ -119,30 +113,28 @@ class Puller:
             await asyncio.shield(pull.task)
         finally:
             pull.listeners.remove(progress)
-            if not pull.listeners:
+            if not pull.listeners and not pull.task.done():
                 pull.give_up()
                 self._remove(wanted, pull)
 
-    async def _pull(self, image: str, wanted: _Wanted, pull: _Pull) -> None:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+    def _begin(self, image: str, wanted: _Wanted) -> _Pull:
+        host, loop = self._engine.address.key, asyncio.get_running_loop()
+        waits = len(self._pulls) >= PULLS
+        first = f"waiting to pull {image}: {PULLS} other images are being pulled onto {host}"
+        pull = self._pulls[wanted] = _Pull(Progress(message=first if waits else f"pulling {image}"))
 
         def tell(progress: Progress) -> None:
             loop.call_soon_threadsafe(pull.tell, progress)
 
-        def work(client: Client) -> None:
-            image_pull.pull(
-                client,
-                image,
-                wanted.reference,
-                self._settings,
-                platform=wanted.platform,
-                tell=tell,
-                is_wanted=lambda: pull.is_wanted,
-            )
+        async def run() -> None:
+            begun = loop.time()
+            await self._engine.pull_call(f"pull of {image}", pull.work.run)
+            log.info("pulled", image=image, host=host, seconds=round(loop.time() - begun, 1))
 
-        await self._engine.pull_call(f"pull of {image}", work)
-        log.info("pulled", image=image, host=self._engine.address.key, seconds=round(loop.time() - begun, 1))
+        pull.work = ImagePull(image, wanted.reference, self._settings, platform=wanted.platform, tell=tell)
+        pull.task = asyncio.create_task(run())
+        pull.task.add_done_callback(lambda done: self._forget(wanted, pull, done))
+        return pull
 
     def _forget(self, wanted: _Wanted, pull: _Pull, task: asyncio.Task[None]) -> None:
         self._remove(wanted, pull)
