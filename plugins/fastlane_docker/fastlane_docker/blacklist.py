@@ -111,7 +111,7 @@ def _known_host(text: str, addresses: Mapping[str, Address]) -> str:
     matches: list[Callable[[str, Address], bool]] = [
         lambda key, address: text.strip() in (key, address.url),
         lambda key, address: _key_of(text) == key,
-        lambda key, address: text.strip().lower().strip("[]") == address.host,
+        lambda key, address: text.strip().lower().rpartition("://")[2].strip("[]/") == address.host,
     ]
     for is_it in matches:
         found = [key for key, address in addresses.items() if is_it(key, address)]

@@ -138,7 +138,17 @@ async def test_a_drain_stops_what_still_runs_when_its_deadline_has_passed(
 
 # The routes
 
-FARMS = [{"name": "x", "match": "", "hosts": ["docker1", "docker2:1234", "unix:///run/docker.sock"]}]
+FARMS = [{"name": "x", "match": "", "hosts": ["docker1", "docker2:1234", "https://docker4", "unix:///run/docker.sock"]}]
+
+
+#: How a host may be named, and which it is.
+NAMES = [
+    ("docker1", "docker1:2375"),
+    ("docker2", "docker2:1234"),
+    ("tcp://docker1", "docker1:2375"),
+    ("tcp://docker4", "docker4:2376"),
+    ("unix:///run/docker.sock", "unix:///run/docker.sock"),
+]
 
 
 @asynccontextmanager
@@ -155,7 +165,7 @@ async def test_hosts_are_blacklisted_and_taken_back_as_clients_know_it(
     tmp_path: Path, path: str, add: str, remove: str
 ) -> None:
     async with api(tmp_path) as (client, storage):
-        for text, host in (("docker1", "docker1:2375"), ("docker2", "docker2:1234"), ("tcp://docker1", "docker1:2375")):
+        for text, host in NAMES:
             answer = await client.open(path, method=add, data=json.dumps({"host": text}))
             assert (answer.status_code, await answer.get_data()) == (200, b"")
             assert list(await cordons(storage)) == [host]
@@ -175,7 +185,7 @@ async def test_hosts_are_blacklisted_and_taken_back_as_clients_know_it(
         (b"{", "", "JSON object"),
         (b"{}", "host", "a host that a farm names"),
         (b'{"host": 5}', "host", "a host that a farm names"),
-        (b'{"host": "docker3"}', "host", "docker1:2375, docker2:1234, unix:///run/docker.sock"),
+        (b'{"host": "docker3"}', "host", "docker1:2375, docker2:1234, docker4:2376, unix:///run/docker.sock"),
         (b'{"host": "docker2:2375"}', "host", "docker1:2375, docker2:1234"),
         (b'{"host": "docker1", "deadline": "soon"}', "deadline", "10m"),
         (b'{"host": "docker1", "deadline": -1}', "deadline", "10m"),
