@@ -19,8 +19,8 @@ from fastlane_docker.settings import DockerSettings
 #: others; `ping` works without. Podman leaves out the same three.
 DROPPED_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_RAW")
 
-#: The `local` log driver counts 25 bytes of its own for each line, and drops the oldest output beyond its limit: where
-#: every line is empty, what Fastlane keeps takes this many times its own size there. The file grows as output comes.
+#: The `local` log driver counts 25 bytes of its own for each line. Within what Fastlane keeps it must not go on to a
+#: new file, where followers lose output; so the file holds that many empty lines. It grows as output comes.
 _LOG_OVERHEAD = 26
 _LOG_SPARE_MIB = 16
 

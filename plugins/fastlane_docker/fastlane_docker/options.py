@@ -32,6 +32,8 @@ _ULIMITS = (
     *("core", "cpu", "data", "fsize", "locks", "memlock"),
     *("msgqueue", "nofile", "nproc", "rss", "sigpending", "stack"),
 )
+#: What engines call architectures that others name so.
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 #: Networks that have no others beside them.
 _ALONE = frozenset({"host", "none"})
 #: Options whose lists add up when they are put on top of others.
@@ -249,6 +251,11 @@ class DockerOptions(Part):
             if len(rest) == 2 and not re.fullmatch("[rwm]{1,3}", rest[1]):
                 raise ValueError(f"{device[:200]!r}: expected r, w and m behind the second colon")
         return value
+
+    @field_validator("platform")
+    @classmethod
+    def _is_named_as_images_name_it(cls, value: str | None) -> str | None:
+        return "/".join(_ARCHITECTURES.get(part, part) for part in value.split("/")) if value is not None else None
 
     def given(self) -> Mapping[str, Any]:
         """The options that say something, by name."""

@@ -77,9 +77,10 @@ class Puller:
                 return
             self.known.discard(reference)
             if policy == "never":
+                of_platform = f" for {platform}" if platform else ""
                 raise ImageNotFound(
-                    f"the host {self._engine.address.key} has no image {image}, and the pull policy `never` forbids "
-                    "to pull it"
+                    f"the host {self._engine.address.key} has no image {image}{of_platform}, and the pull policy "
+                    "`never` forbids to pull it"
                 )
         await self._pulled(image, _Wanted(reference, platform), progress)
         self.known.add(reference)

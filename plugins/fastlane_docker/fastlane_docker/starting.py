@@ -73,8 +73,6 @@ def _created_or_found(
             if not resolved.refusal:
                 return create(client, request, resolved, settings), True
         except NotFound as error:
-            if "platform" in explanation(error):
-                raise _rejected(request, error) from error
             raise ImageNotFound(f"there is no image {request.spec.image}: {explanation(error)}") from error
         except APIError as error:
             if is_engines_fault(error):

@@ -107,6 +107,31 @@ async def test_image_of_the_wanted_platform_is_pulled(
     assert await architecture("linux/amd64") == "amd64"
 
 
+async def test_image_whose_name_went_to_another_platform_before_the_start_is_pulled_once_more(
+    runner: DockerRunner, runs: RunDriver, two_platforms: str, sdk: docker.DockerClient
+) -> None:
+    arm, amd = [
+        await runs.request(runner, "true", image=two_platforms, options={"docker": {"platform": f"linux/{each}"}})
+        for each in ("arm64", "amd64")
+    ]
+    await runner.prepare(arm, ignore_progress)
+    await runner.prepare(amd, ignore_progress)
+
+    handle = await runner.start(arm)
+
+    image = sdk.containers.get(str(handle.data["container"])).image
+    assert image is not None
+    assert image.attrs["Architecture"] == "arm64"
+
+
+async def test_image_of_another_platform_is_not_taken_for_the_wanted_one(runner: DockerRunner, runs: RunDriver) -> None:
+    options: Mapping[str, JsonObject] = {"docker": {"platform": "linux/s390x", "pullPolicy": "never"}}
+    request = await runs.request(runner, "true", options=options)
+
+    with pytest.raises(ImageNotFound, match="has no image busybox:latest for linux/s390x"):
+        await runner.prepare(request, ignore_progress)
+
+
 # Names
 
 

@@ -44,6 +44,8 @@ def bind(source: str, **more: object) -> dict[str, Any]:
         ({"capDrop": ["cap_chown", "ALL"]}, ["CHOWN", "ALL"]),
         ({"workdir": "/a//b/"}, "/a/b"),
         ({"user": "1000:1000"}, "1000:1000"),
+        ({"platform": "linux/x86_64"}, "linux/amd64"),
+        ({"platform": "linux/arm/v7"}, "linux/arm/v7"),
     ],
     ids=str,
 )
