@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, c
 from quart import current_app
 
 from fastlane_core.api.bodies import kind_of, parse_json_object
+from fastlane_core.api.moments import expiration_moment, start_moment
 from fastlane_core.errors import InvalidInput, SettingsError
 from fastlane_core.models import Json, JsonObject, RunSpec
 
@@ -24,7 +25,7 @@ PAYLOAD_SCHEMA = "fastlane.payload"
 _LATER = "this version of Fastlane does not have it yet"
 #: Fields of the job that cannot be honoured, unless a plugin brings them, and why.
 _NOT_HERE = {
-    **dict.fromkeys(("startAt", "startIn", "cron", "notify", "webhooks"), _LATER),
+    **dict.fromkeys(("cron", "notify", "webhooks"), _LATER),
     "additionalDNSEntries": "no runner that is enabled here has such an option",
 }
 #: Those of them that clients send empty when they want nothing.
@@ -39,8 +40,6 @@ _MAX_OPTIONS_BYTES = 64 * 1024
 #: What an operating system takes as arguments and environment of a process is of this order.
 _MAX_COMMAND_BYTES = 256 * 1024
 _MAX_ENVS_BYTES = 256 * 1024
-#: The end of the year 9999; a later moment is most likely one in milliseconds.
-_LAST_MOMENT = 253_402_300_799
 
 _ENV_VALUE = "a string, number or boolean"
 _EXPECTED = {
@@ -49,7 +48,11 @@ _EXPECTED = {
     "envs": f"an object whose values are each {_ENV_VALUE}",
     "metadata": "an object",
     "timeout": "a number of seconds greater than 0",
-    "expiration": "a moment in seconds since 1970 (Unix time)",
+    "startAt": "Unix time in seconds, or ISO 8601 with an offset",
+    "startIn": "a length of time such as 2m30s",
+    "expiration": "Unix time in seconds, or ISO 8601 with an offset",
+    "expiresIn": "a length of time such as 2m30s",
+    "priority": "a whole number from 0 to 9",
     "retries": f"a whole number from 0 to {_MAX_RETRIES}",
 }
 
@@ -69,9 +72,19 @@ class JobPayload(BaseModel):
     timeout: float | None = Field(
         default=None, gt=0, description="Seconds that the run may take; at most what the operator allows."
     )
-    expiration: float | None = Field(
-        default=None, ge=0, le=_LAST_MOMENT, description="Unix time after which it must not start any more."
+    startAt: float | str | None = Field(  # noqa: N815 - as clients know it
+        default=None, description="When to start: Unix time in seconds, or ISO 8601 with an offset."
     )
+    startIn: str | None = Field(  # noqa: N815
+        default=None, description="How long from now to start, such as 10s, 2m30s, 4h or 1d."
+    )
+    expiration: float | str | None = Field(
+        default=None, description="Moment after which it must not start any more, in either form of startAt."
+    )
+    expiresIn: str | None = Field(  # noqa: N815
+        default=None, description="How long from now it may start, such as 10s, 2m30s, 4h or 1d."
+    )
+    priority: int = Field(default=0, ge=0, le=9, description="Higher starts earlier among the jobs of its lane.")
     retries: int = Field(default=0, ge=0, le=_MAX_RETRIES, description="Further attempts after a failed one.")
 
 
@@ -82,7 +95,9 @@ class CheckedPayload:
     spec: RunSpec
     metadata: JsonObject
     retries: int
+    start_at: float | None
     expiration: float | None
+    priority: int
     notifications: Mapping[str, JsonObject]
 
 
@@ -123,14 +138,14 @@ class PayloadSchema:
             )
         self.model = cast("type[JobPayload]", create_model("Job", __base__=JobPayload, **extra))  # type: ignore[call-overload]
 
-    def parse(self, body: bytes, runner: str) -> CheckedPayload:
+    def parse(self, body: bytes, runner: str, *, now: float) -> CheckedPayload:
         """The payload in a request's body, of a job that goes to the runner of that name.
 
         Raises InvalidInput, which names the field and what was expected.
         """
-        return self.check(parse_json_object(body), runner)
+        return self.check(parse_json_object(body), runner, now=now)
 
-    def check(self, document: Mapping[str, Json], runner: str) -> CheckedPayload:
+    def check(self, document: Mapping[str, Json], runner: str, *, now: float) -> CheckedPayload:
         """The payload in a parsed body. Raises InvalidInput."""
         wanted = self._known_fields(document)
         moved = self._as_options(wanted, runner)
@@ -148,7 +163,9 @@ class PayloadSchema:
             ),
             metadata=_bounded("metadata", payload.metadata, _MAX_METADATA_BYTES),
             retries=payload.retries,
-            expiration=payload.expiration,
+            start_at=start_moment(payload.startAt, payload.startIn, now=now),
+            expiration=expiration_moment(payload.expiration, payload.expiresIn, now=now),
+            priority=payload.priority,
             notifications=self._plugin_fields(payload, self._notifications),
         )
 
@@ -295,8 +312,6 @@ def _shortened(name: str) -> str:
 def _instead(kind: str, value: object) -> str:
     """What came instead, without repeating the value, which may be a secret."""
     if kind in ("greater_than", "greater_than_equal", "less_than_equal") and isinstance(value, int | float):
-        if value > _LAST_MOMENT:
-            return f", got {value!r}: is it in milliseconds?"
         return f", got {value!r}"
     if kind == "string_too_short":
         return ", got an empty string"

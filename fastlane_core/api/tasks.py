@@ -35,7 +35,7 @@ async def enqueue_job(task_id: str) -> Response:
     key = _idempotency_key()
     runner = context.routing.runner_of(context.routing.lane_for(task_id).name).name
     schema = payload_schema()
-    payload, body = await parsed_body(lambda body: schema.parse(body, runner))
+    payload, body = await parsed_body(lambda body: schema.parse(body, runner, now=context.clock()))
     digest = hashlib.sha256(body).hexdigest() if key else None
     submitted = await context.submission.submit(
         JobOrder(
@@ -44,7 +44,9 @@ async def enqueue_job(task_id: str) -> Response:
             request_ip=_client_address(),
             metadata=payload.metadata,
             retries=payload.retries,
+            start_at=payload.start_at,
             expiration=payload.expiration,
+            priority=payload.priority,
             notifications=payload.notifications,
             idempotency_key=key,
             request_digest=digest,

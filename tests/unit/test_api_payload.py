@@ -45,6 +45,9 @@ class Notify(BaseModel):
     succeeds: list[str] = []
 
 
+NOW = 1_700_000_000.0
+
+
 def schema(**owners: dict[str, type[BaseModel]]) -> PayloadSchema:
     return PayloadSchema(
         runner_options=owners.get("runners", {"docker": DockerOptions}),
@@ -55,7 +58,7 @@ def schema(**owners: dict[str, type[BaseModel]]) -> PayloadSchema:
 
 def refused(document: dict[str, Json], *, by: PayloadSchema | None = None) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
-        (by or schema()).check(document, "docker")
+        (by or schema()).check(document, "docker", now=NOW)
     return caught.value
 
 
@@ -64,52 +67,79 @@ def job(**fields: Json) -> dict[str, Json]:
 
 
 def test_smallest_payload_takes_the_defaults() -> None:
-    payload = schema().check(job(), "docker")
+    payload = schema().check(job(), "docker", now=NOW)
     assert (payload.spec.image, payload.spec.command) == ("busybox", "true")
     assert payload.spec.env == {}
     assert payload.spec.timeout == 1800.0
-    assert (payload.retries, payload.expiration, payload.metadata) == (0, None, {})
+    assert (payload.retries, payload.priority, payload.metadata) == (0, 0, {})
+    assert (payload.start_at, payload.expiration) == (None, None)
 
 
 def test_nulls_take_the_defaults() -> None:
     names = ["envs", "metadata", "timeout", "expiration", "retries", "docker", "startAt", "startIn", "cron"]
     names += ["notify", "webhooks", "additionalDNSEntries"]
-    assert schema().check(job(**dict.fromkeys(names)), "docker") == schema().check(job(), "docker")
+    assert schema().check(job(**dict.fromkeys(names)), "docker", now=NOW) == schema().check(job(), "docker", now=NOW)
 
 
 def test_command_may_be_a_list_of_arguments() -> None:
-    payload = schema().check(job(command=["sh", "-c", "echo 'a b' \"$HOME\""]), "docker")
+    payload = schema().check(job(command=["sh", "-c", "echo 'a b' \"$HOME\""]), "docker", now=NOW)
     assert shlex.split(payload.spec.command) == ["sh", "-c", "echo 'a b' \"$HOME\""]
 
 
 def test_command_is_kept_as_it_came() -> None:
-    assert schema().check(job(command="sh -c 'echo  hi'"), "docker").spec.command == "sh -c 'echo  hi'"
+    assert schema().check(job(command="sh -c 'echo  hi'"), "docker", now=NOW).spec.command == "sh -c 'echo  hi'"
 
 
 @pytest.mark.parametrize("command", ["", []])
 def test_empty_command_runs_the_images_own(command: Json) -> None:
-    assert schema().check(job(command=command), "docker").spec.command == ""
+    assert schema().check(job(command=command), "docker", now=NOW).spec.command == ""
 
 
 def test_env_values_become_text_as_json_writes_them() -> None:
-    payload = schema().check(job(envs={"A": "x=y", "B": 5, "C": 1.5, "D": True, "E": ""}), "docker")
+    payload = schema().check(job(envs={"A": "x=y", "B": 5, "C": 1.5, "D": True, "E": ""}), "docker", now=NOW)
     assert payload.spec.env == {"A": "x=y", "B": "5", "C": "1.5", "D": "true", "E": ""}
 
 
 def test_timeout_is_capped_at_the_hard_limit() -> None:
-    assert schema().check(job(timeout=5), "docker").spec.timeout == 5
-    assert schema().check(job(timeout=10**6), "docker").spec.timeout == 1800.0
+    assert schema().check(job(timeout=5), "docker", now=NOW).spec.timeout == 5
+    assert schema().check(job(timeout=10**6), "docker", now=NOW).spec.timeout == 1800.0
 
 
 def test_options_of_a_runner_are_validated_by_its_model_and_kept_as_given() -> None:
-    assert schema().check(job(docker={"memory": "1g"}), "docker").spec.options == {"docker": {"memory": "1g"}}
+    assert schema().check(job(docker={"memory": "1g"}), "docker", now=NOW).spec.options == {"docker": {"memory": "1g"}}
 
 
 def test_field_of_a_notifier_is_taken_when_the_notifier_is_there() -> None:
     with_notify = schema(notifiers={"notify": Notify})
-    assert with_notify.check(job(notify={"succeeds": ["a@b.c"]}), "docker").notifications == {
+    assert with_notify.check(job(notify={"succeeds": ["a@b.c"]}), "docker", now=NOW).notifications == {
         "notify": {"succeeds": ["a@b.c"]}
     }
+
+
+@pytest.mark.parametrize(
+    ("fields", "start_at", "expiration"),
+    [
+        ({"startAt": NOW + 60}, NOW + 60, None),
+        ({"startAt": str(int(NOW) + 60)}, NOW + 60, None),
+        ({"startAt": "2023-11-14T23:14:20+01:00"}, NOW + 60, None),
+        ({"startAt": "2023-11-14T22:14:20Z"}, NOW + 60, None),
+        ({"startAt": NOW - 60}, None, None),
+        ({"startAt": 0, "startIn": None}, None, None),
+        ({"startAt": "", "startIn": "1m"}, NOW + 60, None),
+        ({"startIn": "4h30m25s"}, NOW + 16_225, None),
+        ({"startIn": "240h"}, NOW + 864_000, None),
+        ({"startIn": ""}, None, None),
+        ({"startIn": "0s"}, None, None),
+        ({"expiration": NOW - 60}, None, NOW - 60),
+        ({"expiresIn": "1d"}, None, NOW + 86_400),
+    ],
+    ids=str,
+)
+def test_moments_are_understood_in_every_form(
+    fields: dict[str, Json], start_at: float | None, expiration: float | None
+) -> None:
+    payload = schema().check(job(**fields), "docker", now=NOW)
+    assert (payload.start_at, payload.expiration) == (start_at, expiration)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +154,12 @@ def test_field_of_a_notifier_is_taken_when_the_notifier_is_there() -> None:
 )
 def test_empty_wishes_of_later_versions_are_nothing(field_and_value: tuple[str, Json]) -> None:
     name, value = field_and_value
-    assert schema().check(job(**{name: value}), "docker") == schema().check(job(), "docker")
+    assert schema().check(job(**{name: value}), "docker", now=NOW) == schema().check(job(), "docker", now=NOW)
 
 
 @pytest.mark.parametrize(
     "field_and_value",
     [
-        ("startAt", 1700000000),
-        ("startIn", "5m"),
         ("cron", "* * * * *"),
         ("notify", {"succeeds": ["a@b.c"]}),
         ("webhooks", {"fails": [{"url": "http://x"}]}),
@@ -173,7 +201,20 @@ def test_wishes_of_later_versions_are_refused_as_such(field_and_value: tuple[str
         (job(timeout=-1), "timeout", "greater than 0"),
         (job(timeout="5"), "timeout", "got a string"),
         (job(timeout=True), "timeout", "got a boolean"),
-        (job(expiration="soon"), "expiration", "got a string"),
+        (job(expiration="soon"), "expiration", "got 'soon'"),
+        (job(startAt=True), "startAt", "got a boolean"),
+        (job(startAt=-5), "startAt", "before 1970"),
+        (job(startAt="2030-01-01T06:00:00"), "startAt", "time zone"),
+        (job(startAt=NOW * 1000), "startAt", "milliseconds"),
+        (job(startIn=5), "startIn", "got a number"),
+        (job(startIn="soon"), "startIn", "got 'soon'"),
+        (job(startIn="9999d"), "startIn", "ten years"),
+        (job(startAt=NOW + 5, startIn="5s"), "startIn", "startAt as well"),
+        (job(expiration=NOW + 5, expiresIn="5s"), "expiresIn", "expiration as well"),
+        (job(expiresIn=""), "expiresIn", "a length of time"),
+        (job(priority=10), "priority", "from 0 to 9"),
+        (job(priority=-1), "priority", "from 0 to 9"),
+        (job(priority="5"), "priority", "got a string"),
         (job(expiration=-1), "expiration", "Unix time"),
         (job(expiration=1_800_000_000_000), "expiration", "milliseconds"),
         (job(retries=-1), "retries", "from 0 to 100"),
@@ -224,11 +265,11 @@ ALIASED = PayloadSchema(
 def test_alias_is_the_option_that_it_means() -> None:
     hosts = {"db": "10.0.0.1"}
 
-    by_alias = ALIASED.check(job(additionalDNSEntries=hosts, docker={}), "docker")
+    by_alias = ALIASED.check(job(additionalDNSEntries=hosts, docker={}), "docker", now=NOW)
 
-    assert by_alias == ALIASED.check(job(docker={"extraHosts": hosts}), "docker")
+    assert by_alias == ALIASED.check(job(docker={"extraHosts": hosts}), "docker", now=NOW)
     assert by_alias.spec.options == {"docker": {"extraHosts": hosts}}
-    assert ALIASED.check(job(additionalDNSEntries={}), "process").spec.options == {}
+    assert ALIASED.check(job(additionalDNSEntries={}), "process", now=NOW).spec.options == {}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +294,7 @@ def test_what_is_wrong_with_an_alias_is_told_by_its_own_name(
     document: dict[str, Json], runner: str, field: str, part: str
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
-        ALIASED.check(document, runner)
+        ALIASED.check(document, runner, now=NOW)
     assert caught.value.field == field
     assert part in caught.value.message
 
