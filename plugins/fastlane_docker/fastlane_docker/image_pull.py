@@ -1,14 +1,12 @@
-"""One pull, and what its failures mean.
+"""One pull, from a thread.
 
-Engines tell of a registry's trouble in words, most of it with status 500, so the words decide whose fault it is: an
-image that is not to be had is the job's, a registry out of reach is nobody's. The engine itself is at fault only if it
-does not answer a ping either.
+The engine is at fault for a pull that fails only if it does not answer a ping either; all else is its registry's
+trouble, or the job's.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping
 
@@ -21,6 +19,7 @@ from fastlane_core.errors import ImageNotFound, PullFailed
 from fastlane_core.models import Progress
 from fastlane_docker.client import Client, hang_up, limit_silence, lines_of
 from fastlane_docker.engine import explanation
+from fastlane_docker.pull_failures import is_refusal, pull_failure
 from fastlane_docker.pull_progress import PullProgress
 from fastlane_docker.references import Reference
 from fastlane_docker.registry_credentials import Credentials, credentials_for
@@ -28,29 +27,8 @@ from fastlane_docker.settings import DockerSettings
 
 log = structlog.get_logger(__name__)
 
-#: What engines and registries say of images that are not to be had, whoever asks and however often.
-_NOT_THERE = (
-    "manifest unknown",
-    "name unknown",
-    "repository name not known",
-    "not found",
-    "does not exist",
-    "no such image",
-    "no matching manifest",
-    "invalid reference",
-    "denied",
-    "unauthorized",
-    "no basic auth",
-)
-#: ... and of those, what other credentials might change.
-_NOT_ALLOWED = ("denied", "unauthorized", "no basic auth")
-#: What they say of trouble in whose description any of the above may stand, as a file's name or a layer's.
-_TROUBLE = ("no space left on device", "failed to register layer", "toomanyrequests", "too many requests")
-#: Statuses of an engine that refuses: a name that is none, wrong credentials, no such image.
-_REFUSED = (400, 401, 403, 404)
 #: What is raised for an answer, or its beginning, that does not come in time.
 _SILENCE = (requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError, TimeoutError)
-_URL = re.compile(r"https?://[^\s\"]+")
 #: Seconds between two words of progress, and to see whether an engine is still there.
 _PACE = 1.0
 _PING_SECONDS = 5.0
@@ -124,7 +102,7 @@ class ImagePull:
                 f"{quiet:g} s"
             ) from error
         except APIError as error:
-            if error.status_code not in _REFUSED:
+            if not is_refusal(error.status_code):
                 client.ping_within(_PING_SECONDS)
             raise self._failure(credentials, explanation(error), error.status_code) from error
         self._tell(Progress(message=f"pulled {self._image}"))
@@ -144,29 +122,12 @@ class ImagePull:
                 told = now
                 self._tell(progress.now())
 
+    def _failure(self, credentials: Credentials, words: str, status: int | None = None) -> ImageNotFound | PullFailed:
+        return pull_failure(self._image, self._reference, credentials, words, status=status)
+
     def _too_slow(self) -> PullFailed:
         longest = self._settings.docker_pull_timeout_seconds
         return PullFailed(f"pulling the image {self._image} took longer than {longest:g} s; it was given up")
-
-    def _failure(self, credentials: Credentials, words: str, status: int | None = None) -> ImageNotFound | PullFailed:
-        image, registry = self._image, self._reference.registry
-        # Names may hold any of the words that are looked for.
-        plain = _URL.sub("", words)
-        for name in (image, self._reference.name, self._reference.repository):
-            plain = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "", plain)
-        plain = plain.lower()
-        is_refused = status in _REFUSED or any(each in plain for each in _NOT_THERE)
-        if not is_refused or any(each in plain for each in _TROUBLE):
-            return PullFailed(f"the image {image} could not be pulled: {words}")
-        if not any(each in plain for each in _NOT_ALLOWED):
-            return ImageNotFound(f"there is no image {image}: {words}")
-        if credentials.trouble:
-            return PullFailed(f"the image {image} could not be pulled: {words}; {credentials.trouble}")
-        if credentials.header:
-            hint = f"the credentials for {registry} do not allow it"
-        else:
-            hint = f"there are no credentials for {registry}: set DOCKER_REGISTRIES, or use `docker login`"
-        return ImageNotFound(f"there is no image {image}, or it may not be pulled: {words}; {hint}")
 
 
 def _step(line: bytes) -> Mapping[str, object]:
