@@ -111,7 +111,7 @@ class Queue(ABC):
 
         Leases that ran out are given first, for adoption: they hold their slot already. Then due items, highest
         priority first and oldest within it, while the lane holds fewer than `capacity` leases. Grants nothing
-        while `needs_rebuild`.
+        while `needs_rebuild`. Fewer than `limit` are given only where there is nothing more to give now.
         """
 
     @abstractmethod

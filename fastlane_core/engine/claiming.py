@@ -51,8 +51,8 @@ class ClaimLoop:
             lease_seconds=self._context.options.lease_seconds,
         )
         self._keeper.keep(leases)
-        if leases:
-            # A lane with more to give is asked again once others had their turn at the loop.
+        if len(leases) == limit:
+            # A lane that may have more to give is asked again once others had their turn at the loop.
             await asyncio.sleep(0)
             return None
         return pause

@@ -30,7 +30,7 @@ from fastlane_core.errors import (
     RunNotFound,
     StorageUnavailable,
 )
-from fastlane_core.models import Event, EventKind, Execution, Reason, RunHandle, RunOutcome, Status, Stream
+from fastlane_core.models import Event, EventKind, Execution, Job, Reason, RunHandle, RunOutcome, Status, Stream
 
 log = structlog.get_logger(__name__)
 
@@ -95,10 +95,11 @@ class Supervision:
         structlog.contextvars.bind_contextvars(job=execution.job_id)
         if not execution.status.is_final:
             execution = await self._take_over(execution)
-        if not execution.status.is_final and execution.handle is None:
+        begun_before = execution.handle is not None
+        if not execution.status.is_final and not begun_before:
             execution = await self._start(execution)
         if not execution.status.is_final:
-            execution = await self._watch(execution)
+            execution = await self._watch(execution, begun_before=begun_before)
         await self._settle(execution)
         await self._queue.ack(self.lease)
         self._context.reach(FaultPoint.ACKNOWLEDGED)
@@ -132,7 +133,7 @@ class Supervision:
 
     # While it runs
 
-    async def _watch(self, execution: Execution) -> Execution:
+    async def _watch(self, execution: Execution, *, begun_before: bool) -> Execution:
         handle = execution.handle
         if handle is None or execution.started_at is None:
             raise RuntimeError(f"execution {execution.id} is {execution.status} without a run")
@@ -144,7 +145,7 @@ class Supervision:
         )
         deadline = execution.started_at + execution.spec.timeout
         waiter = asyncio.create_task(self._outcome(execution, handle))
-        follower = asyncio.create_task(self._follow(execution, handle, capture))
+        follower = asyncio.create_task(self._follow(execution, handle, capture, begun_before))
         stop_wanted = asyncio.create_task(self.stop_wanted.wait())
         stopper: asyncio.Task[None] | None = None
         try:
@@ -189,10 +190,11 @@ class Supervision:
                     return RunOutcome(exit_code=None, reason=Reason.ENGINE_LOST, message=message)
                 await asyncio.sleep(self._context.options.trouble_backoff.delay(failures, floor=0.1))
 
-    async def _follow(self, execution: Execution, handle: RunHandle, capture: LogCapture) -> None:
+    async def _follow(self, execution: Execution, handle: RunHandle, capture: LogCapture, begun_before: bool) -> None:
         runner = self._context.routing.runner_for(execution)
         failures = 0
-        await capture.resume()
+        if begun_before:
+            await capture.resume()
         while True:
             try:
                 await capture.copy(runner.logs(handle, after=capture.position, follow=True))
@@ -254,7 +256,10 @@ class Supervision:
     ) -> Execution:
         """Write the one final status, with everything that follows from it."""
         now = self._context.clock()
-        job = await self._storage.get_job(execution.task_id, execution.job_id)
+        job: Job | None = None
+        if outcome.reason is not Reason.SUCCEEDED:
+            # Whether it is tried again; a run that did what it should is not, whatever is made of that below.
+            job = await self._storage.get_job(execution.task_id, execution.job_id)
 
         def step(current: Execution) -> Execution:
             if current.status.is_final:
