@@ -205,3 +205,26 @@ async def test_storage_and_queue_of_one_process_share_the_file(tmp_path: Path, m
     assert await storage.count_jobs() == 1
     await storage.close()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["fastlane.db"]
+
+
+async def test_a_commit_waits_for_the_disk_if_one_of_its_writes_must(database: Database) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def noting(number: int) -> Operation:
+        def operation(connection: sqlite3.Connection) -> None:
+            (level,) = connection.execute("PRAGMA synchronous").fetchone()
+            seen.append((number, level))
+
+        return operation
+
+    normal, full = 1, 2
+    await database.write(noting(1), durable=False)
+    await database.write(noting(2))
+    with Held(database):
+        blocker = asyncio.create_task(database.write(insert(1), durable=False))
+        await asyncio.sleep(0)
+        together = [asyncio.create_task(database.write(noting(n), durable=n == 4)) for n in (3, 4, 5)]
+        await asyncio.sleep(0)
+    await asyncio.gather(blocker, *together)
+    await database.write(noting(6), durable=False)
+    assert seen == [(1, normal), (2, full), *((n, full) for n in (3, 4, 5)), (6, normal)]

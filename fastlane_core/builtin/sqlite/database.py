@@ -101,14 +101,15 @@ class Database:
             except sqlite3.Error as error:
                 raise DatabaseUnavailable(explain(error, self.path)) from error
 
-    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """Run a write operation; returns when it is on disk. What it raises is raised here, and then it left nothing.
 
+        One that need not be `durable` does not wait for the disk: a machine that stops may lose it.
         The operation may be called twice, and must not change anything but the database. Raises DatabaseUnavailable.
         """
         try:
             async with asyncio.timeout(self._patience):
-                return await self._writer.write(operation)
+                return await self._writer.write(operation, durable=durable)
         except TimeoutError as error:
             raise self._hangs("written; whether it was is unknown") from error
 
@@ -186,10 +187,10 @@ class Session:
         if database is not None:
             await asyncio.to_thread(database.release)
 
-    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """`Database.write`; raises `unavailable`."""
         try:
-            return await self._used().write(operation)
+            return await self._used().write(operation, durable=durable)
         except DatabaseUnavailable as error:
             raise self._unavailable(str(error)) from error
 

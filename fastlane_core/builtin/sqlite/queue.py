@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from fastlane_core.builtin.sqlite import queue_items
 from fastlane_core.builtin.sqlite.connection import snapshot
@@ -15,6 +16,8 @@ from fastlane_core.builtin.sqlite.queue_schema import QUEUE_SCHEMA
 from fastlane_core.builtin.sqlite.wakeups import LaneWaiter, TopicSubscription, Wakeups
 from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, Queue, QueueItem, Renewal, Subscription
 from fastlane_core.errors import QueueUnavailable
+
+T = TypeVar("T")
 
 
 class SqliteQueue(Queue):
@@ -41,7 +44,7 @@ class SqliteQueue(Queue):
         await self._session.close()
 
     async def put(self, items: Sequence[QueueItem]) -> None:
-        await self._session.write(lambda connection: queue_items.put(connection, items, self._clock()))
+        await self._write(lambda connection: queue_items.put(connection, items, self._clock()))
         self._wakeups.lanes_changed(item.lane for item in items)
 
     async def claim(
@@ -51,23 +54,23 @@ class SqliteQueue(Queue):
             now = self._clock()
             return queue_items.claim(connection, lane, worker, capacity, limit, now, now + lease_seconds)
 
-        claimed = await self._session.write(claim)
+        claimed = await self._write(claim)
         self._seen[lane] = claimed.changes
         return claimed.leases
 
     async def assign(self, lease: Lease, offers: Sequence[tuple[str, int]]) -> str | None:
-        return await self._session.write(lambda connection: queue_items.assign(connection, lease, offers))
+        return await self._write(lambda connection: queue_items.assign(connection, lease, offers))
 
     async def loads(self, lane: str) -> Mapping[str, int]:
         return await self._session.read(lambda connection: queue_items.loads(connection, lane))
 
     async def renew(self, leases: Sequence[Lease], lease_seconds: float) -> Renewal:
-        return await self._session.write(
+        return await self._write(
             lambda connection: queue_items.renew(connection, leases, self._clock() + lease_seconds)
         )
 
     async def ack(self, lease: Lease) -> None:
-        await self._session.write(lambda connection: queue_items.ack(connection, lease))
+        await self._write(lambda connection: queue_items.ack(connection, lease))
         self._wakeups.lanes_changed([lease.item.lane])
 
     async def release(self, lease: Lease, *, delay: float) -> None:
@@ -75,21 +78,21 @@ class SqliteQueue(Queue):
             now = self._clock()
             queue_items.release(connection, lease, now, now + delay)
 
-        await self._session.write(release)
+        await self._write(release)
         self._wakeups.lanes_changed([lease.item.lane])
 
     async def hand_over(self, leases: Sequence[Lease]) -> None:
-        await self._session.write(lambda connection: queue_items.hand_over(connection, leases, self._clock()))
+        await self._write(lambda connection: queue_items.hand_over(connection, leases, self._clock()))
         self._wakeups.lanes_changed(lease.item.lane for lease in leases)
 
     async def cancel(self, execution_id: str) -> Cancelled:
-        return await self._session.write(lambda connection: queue_items.cancel(connection, execution_id))
+        return await self._write(lambda connection: queue_items.cancel(connection, execution_id))
 
     async def contains(self, execution_ids: Sequence[str]) -> frozenset[str]:
         return await self._session.read(lambda connection: queue_items.contains(connection, execution_ids))
 
     async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
-        await self._session.write(lambda connection: queue_items.promote(connection, lane, self._clock()))
+        await self._write(lambda connection: queue_items.promote(connection, lane, self._clock()))
         return await self._session.read(lambda connection: queue_items.peek(connection, lane, limit))
 
     async def stats(self) -> Mapping[str, LaneStats]:
@@ -124,13 +127,13 @@ class SqliteQueue(Queue):
         return await self._session.read(queue_items.needs_rebuild)
 
     async def restore_leases(self, leases: Sequence[Lease], lease_seconds: float) -> None:
-        await self._session.write(
+        await self._write(
             lambda connection: queue_items.restore_leases(connection, leases, self._clock() + lease_seconds)
         )
         self._wakeups.lanes_changed(lease.item.lane for lease in leases)
 
     async def rebuilt(self) -> None:
-        await self._session.write(queue_items.mark_rebuilt)
+        await self._write(queue_items.mark_rebuilt)
         self._wakeups.lanes_changed(await self.stats())
 
     async def publish(self, topic: str) -> None:
@@ -141,6 +144,10 @@ class SqliteQueue(Queue):
 
     async def health(self) -> str:
         return await self._session.health()
+
+    async def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        # What a machine that stops has lost of the queue, the reconciler puts there again: it is only an index.
+        return await self._session.write(operation, durable=False)
 
     @asynccontextmanager
     async def _subscribe(self, topics: Sequence[str]) -> AsyncIterator[Subscription]:

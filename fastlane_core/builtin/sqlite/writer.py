@@ -48,12 +48,14 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="fastlane-sqlite-writer", daemon=True)
         self._thread.start()
 
-    def write(self, operation: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+    def write(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> asyncio.Future[T]:
         """Run the operation; the result comes when it is on disk. Call it from a running event loop.
 
+        One that need not be `durable` is out of the process when its result comes, but a machine that stops may lose
+        it; never one without everything that was written later.
         Raises DatabaseUnavailable, here or through the future.
         """
-        write = _AwaitedWrite(operation)
+        write = _AwaitedWrite(operation, durable=durable)
         self._add(self._waiting, write)
         return write.future
 
@@ -131,6 +133,8 @@ class Writer:
             raise DatabaseUnavailable(
                 f"the SQLite database {self._path} was removed or replaced while it was in use: restart Fastlane"
             )
+        # With a write-ahead log, waiting for the disk once covers everything that was committed before.
+        connection.execute(f"PRAGMA synchronous = {'FULL' if any(write.durable for write in batch) else 'NORMAL'}")
         begin(connection, self._busy_seconds)
         for write in batch:
             changes = connection.total_changes
@@ -167,6 +171,7 @@ class _Write:
 
     loop: asyncio.AbstractEventLoop | None = None
     error: Exception | None = None
+    durable = False
 
     @property
     def abandoned(self) -> bool:
@@ -182,7 +187,8 @@ class _Write:
 
 
 class _AwaitedWrite(_Write, Generic[T]):
-    def __init__(self, operation: Callable[[sqlite3.Connection], T]) -> None:
+    def __init__(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool) -> None:
+        self.durable = durable
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self.loop.create_future()
         self._operation = operation
