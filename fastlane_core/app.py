@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,16 +19,17 @@ from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.runner import Runner
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.engine.backoff import Backoff
-from fastlane_core.engine.context import EngineOptions, WorkerContext
+from fastlane_core.engine.context import Duties, EngineOptions, WorkerContext
 from fastlane_core.engine.faultpoints import Reach, pass_by
 from fastlane_core.engine.identifiers import new_id
+from fastlane_core.engine.presence import APIS_SCOPE, Identity, Presence, api_binds
 from fastlane_core.engine.records import confirm_start
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobSubmission
 from fastlane_core.engine.worker import Worker
 from fastlane_core.errors import RevisionConflict
-from fastlane_core.hookspecs import PluginContext, RunnerContext
+from fastlane_core.hookspecs import PluginContext, QueuePlugin, RunnerContext, StoragePlugin
 from fastlane_core.models import Event
 from fastlane_core.plugins import PluginRegistry, load_application_parts
 from fastlane_core.settings import ApiSettings, GeneralSettings, Settings, WorkerSettings
@@ -53,6 +54,7 @@ class Application:
     routing: Routing
     #: What plugins of this process are built with.
     context: RunnerContext
+    identity: Identity
 
     @property
     def blueprints(self) -> Sequence[Blueprint]:
@@ -82,21 +84,42 @@ class Application:
             closing=closing,
         )
 
-    def worker(self, worker_id: str | None = None, *, reach: Reach = pass_by) -> Worker:
-        """A worker of this process. `reach` is called at each fault point."""
+    def worker(
+        self,
+        worker_id: str | None = None,
+        *,
+        lanes: Sequence[str] = (),
+        duties: Duties | None = None,
+        reach: Reach = pass_by,
+    ) -> Worker:
+        """A worker of this process.
+
+        `lanes` are names or beginnings (`docker:gpu*`) of lanes to claim from, all if there are none; `reach` is called
+        at each fault point. Raises SettingsError for lanes that do not exist.
+        """
+        settings = self.settings.section(WorkerSettings)
         context = WorkerContext(
             worker=worker_id or new_id(),
             deployment_id=self.context.deployment_id,
             storage=self.storage,
             queue=self.queue,
             routing=self.routing,
-            options=engine_options(self.settings.section(WorkerSettings)),
+            options=replace(
+                engine_options(settings),
+                lanes=self.routing.lanes_matching(lanes) if lanes else None,
+                duties=duties or Duties(),
+            ),
             clock=self.context.clock,
             emit=self.plugins.emit,
             report=self._report,
             reach=reach,
+            identity=self.identity,
         )
-        return Worker(context, drain_seconds=self.settings.section(WorkerSettings).drain_seconds)
+        return Worker(context, drain_seconds=settings.drain_seconds)
+
+    def api_presence(self) -> Presence:
+        """The entry of an API of this process among those of the deployment."""
+        return Presence(self.storage, self.context.clock, self.identity, scope=APIS_SCOPE, name=new_id())
 
     def _report(self, error: BaseException, event: Event) -> None:
         self.plugins.emit(event)
@@ -139,13 +162,16 @@ async def open_application(
     before = PluginContext(settings=settings, deployment_id=general.deployment_id, api_bind=api_bind, clock=clock)
     for notice in (*settings.notices, *plugins.notices):
         log.warning(notice)
-    storage = next(each for each in plugins.storages() if each.name == general.storage).create(before)
-    queue = next(each for each in plugins.queues() if each.name == general.queue).create(before)
+    storage_plugin = next(each for each in plugins.storages() if each.name == general.storage)
+    queue_plugin = next(each for each in plugins.queues() if each.name == general.queue)
+    storage = storage_plugin.create(before)
     await storage.open()
     try:
+        deployment_id = general.deployment_id or await _kept_deployment_id(storage)
+        # Two storages never share a queue, also where the settings give neither Fastlane an id.
+        queue = queue_plugin.create(replace(before, deployment_id=deployment_id))
         await queue.open()
         try:
-            deployment_id = general.deployment_id or await _kept_deployment_id(storage)
             context = RunnerContext(
                 settings=settings,
                 deployment_id=deployment_id,
@@ -154,6 +180,7 @@ async def open_application(
                 storage=storage,
                 emit=plugins.emit,
                 confirm_start=partial(confirm_start, storage),
+                api_binds=partial(_api_binds, storage, clock),
             )
             await plugins.startup(context)
             try:
@@ -164,6 +191,7 @@ async def open_application(
                     queue=queue,
                     routing=Routing(_enabled_runners(plugins, general.runners, context)),
                     context=context,
+                    identity=_identity(storage_plugin, queue_plugin),
                 )
             finally:
                 await plugins.shutdown()
@@ -171,6 +199,16 @@ async def open_application(
             await queue.close()
     finally:
         await storage.close()
+
+
+def _identity(storage: StoragePlugin, queue: QueuePlugin) -> Identity:
+    bound = {"STORAGE": (storage.name, storage.one_machine), "QUEUE": (queue.name, queue.one_machine)}
+    one_machine = tuple(f"{key} = {name}" for key, (name, is_bound) in bound.items() if is_bound)
+    return Identity(storage=storage.name, queue=queue.name, one_machine=one_machine)
+
+
+async def _api_binds(storage: Storage, clock: Callable[[], float]) -> frozenset[str]:
+    return await api_binds(storage, now=clock())
 
 
 def _enabled_runners(plugins: PluginRegistry, wanted: Sequence[str], context: RunnerContext) -> list[Runner]:

@@ -14,7 +14,7 @@ load; one that fails is logged with its plugin's name and never slows or fails a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -58,7 +58,7 @@ class PluginContext:
     settings: SettingsSource
     #: Two Fastlanes that share an engine or a server have different ones.
     deployment_id: str
-    #: The address that the API of this process, or of this deployment, listens on; None if it has none.
+    #: The address that the API of this process listens on; None if it has none. `RunnerContext.api_binds` has all.
     api_bind: str | None
     #: Now, as Unix time in seconds.
     clock: Callable[[], float]
@@ -74,6 +74,8 @@ class RunnerContext(PluginContext):
     #: For runners that leave nothing on the engine by which a start that comes too late could be told: awaited between
     #: creating a run and starting it. What it raises goes through to core; what was created is left for others.
     confirm_start: Callable[[RunRequest], Awaitable[None]]
+    #: The addresses that the APIs of the deployment listen on now, in whatever processes. Raises StorageUnavailable.
+    api_binds: Callable[[], Awaitable[Collection[str]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +117,8 @@ class StoragePlugin:
 
     name: str
     create: Callable[[PluginContext], Storage]
+    #: Whether all processes that share it must be on one machine: Fastlane refuses to run on a second one.
+    one_machine: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +127,8 @@ class QueuePlugin:
 
     name: str
     create: Callable[[PluginContext], Queue]
+    #: Whether all processes that share it must be on one machine, as for storages.
+    one_machine: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

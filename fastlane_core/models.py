@@ -296,6 +296,29 @@ class EventKind(StrEnum):
     LOOP_CRASHED = "loop_crashed"
 
 
+class Mending(StrEnum):
+    """What was found not to fit between storage, queue and engines, and put right."""
+
+    #: The queue had lost its data; everything was put back.
+    QUEUE_REBUILT = "queue_rebuilt"
+    #: The queue missed an execution that has not ended.
+    MISSING_IN_QUEUE = "missing_in_queue"
+    #: The queue held an execution that the storage does not know.
+    UNKNOWN_IN_QUEUE = "unknown_in_queue"
+    #: The queue still held an execution that has ended.
+    ENDED_IN_QUEUE = "ended_in_queue"
+    #: It waited in a lane that no runner offers any more, and was routed anew.
+    LANE_CLOSED = "lane_closed"
+    #: Its time to start had passed while it waited.
+    EXPIRED_WAITING = "expired_waiting"
+    #: It was asked to stop, and whoever works on it had not heard.
+    STOP_UNHEARD = "stop_unheard"
+    #: The attempt after it had not been made.
+    RETRY_OWED = "retry_owed"
+    #: An engine held a run that no unfinished execution has there.
+    LEFTOVER_RUN = "leftover_run"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """Something that happened, for observers; carries no secrets."""
@@ -311,4 +334,6 @@ class Event:
     worker: str | None = None
     status: Status | None = None
     reason: Reason | None = None
+    #: What was put right, for `EXECUTION_MENDED`.
+    mending: Mending | None = None
     message: str = ""

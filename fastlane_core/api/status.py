@@ -15,6 +15,7 @@ from fastlane_core.api.shapes import container_id, host_and_port
 from fastlane_core.api.times import iso_time
 from fastlane_core.api.waiting import live_workers
 from fastlane_core.contracts.queue import LaneStats
+from fastlane_core.engine.presence import APIS_SCOPE, live_reports
 from fastlane_core.errors import QueueUnavailable, StorageUnavailable
 from fastlane_core.models import Json, JsonObject, Status
 
@@ -51,10 +52,11 @@ async def healthcheck() -> Response:
 
 @blueprint.get("/status/")
 async def status() -> Response:
-    """Hosts, containers, queues and counts."""
+    """Hosts, containers, queues and counts, and the processes that live."""
     context = current_context()
-    workers, stats, tasks, jobs, running = await asyncio.gather(
+    workers, apis, stats, tasks, jobs, running = await asyncio.gather(
         live_workers(context),
+        live_reports(context.storage, APIS_SCOPE, now=context.clock()),
         context.queue.stats(),
         context.storage.count_tasks(),
         context.storage.count_jobs(),
@@ -73,9 +75,16 @@ async def status() -> Response:
                 "executor": ", ".join(runner.name for runner in context.routing.runners),
             },
             "lanes": _lanes(context, stats),
-            "workers": [{key: value for key, value in each.items() if key != "hosts"} for each in workers],
+            "workers": [_process(each) for each in workers],
+            "apis": [_process(each) for each in apis.values()],
         }
     )
+
+
+def _process(report: JsonObject) -> dict[str, Json]:
+    """What a process tells of itself, without what others show of it and what only other processes need."""
+    shown = {key: value for key, value in report.items() if key not in ("hosts", "machine")}
+    return {**shown, "heartbeat": iso_time(_reported_at(report))}
 
 
 async def _problem(health: Callable[[], Awaitable[str]]) -> str | None:

@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from fastlane_core.api.context import ApiContext
 from fastlane_core.api.times import iso_time
 from fastlane_core.contracts.queue import LaneStats
-from fastlane_core.engine.worker import DEAD_AFTER_SECONDS, WORKERS_SCOPE
+from fastlane_core.engine.presence import WORKERS_SCOPE, live_reports
 from fastlane_core.errors import QueueUnavailable
 from fastlane_core.models import Execution, JsonObject, Status
 
 
 async def live_workers(context: ApiContext) -> Sequence[JsonObject]:
     """The reports of the workers that live. Raises StorageUnavailable."""
-    reports = [each.value for each in (await context.storage.list_state(WORKERS_SCOPE)).values()]
-    oldest = context.clock() - DEAD_AFTER_SECONDS
-    return [report for report in reports if isinstance(at := report.get("at"), int | float) and at >= oldest]
+    return list((await live_reports(context.storage, WORKERS_SCOPE, now=context.clock())).values())
 
 
 class WaitingReasons:

@@ -105,5 +105,5 @@ def worker_options(command: Callable[P, R]) -> Callable[P, R]:
         "worker_id",
         default=None,
         metavar="ID",
-        help="Name of the worker in lists and logs.",
+        help="Name of the worker in lists and logs; no other worker that lives may have it.",
     )(command)

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,17 +16,25 @@ from hypercorn.asyncio import serve
 
 from fastlane_core.api import create_api, server_config
 from fastlane_core.app import Application, open_application
-from fastlane_core.errors import SettingsError
+from fastlane_core.errors import SettingsError, StorageUnavailable
 
 log = structlog.get_logger(__name__)
 
+#: Seconds in which the other processes are told that this one ends; then they find out.
+_GOODBYE_SECONDS = 2.0
+
 
 def run_until_signal(
-    main: Callable[[Application, asyncio.Event], Awaitable[None]], *, config: Path | None, api_bind: str | None = None
+    main: Callable[[Application, asyncio.Event], Awaitable[None]],
+    *,
+    config: Path | None,
+    api_bind: str | None = None,
+    overrides: Mapping[str, object] | None = None,
 ) -> None:
     """Open the application, run `main` with an event that SIGTERM or SIGINT sets, and end the process.
 
-    `api_bind` is the address that an API of this process listens on. Raises what `open_application` raises.
+    `api_bind` is the address that an API of this process listens on, `overrides` what the command line says of
+    settings, by key. Raises what `open_application` raises.
     """
 
     async def running() -> None:
@@ -34,7 +42,7 @@ def run_until_signal(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        async with open_application(config, os.environ, api_bind=api_bind) as application:
+        async with open_application(config, os.environ, api_bind=api_bind, overrides=overrides) as application:
             await main(application, stop)
 
     asyncio.run(running())
@@ -85,10 +93,15 @@ async def serve_api(
 ) -> None:
     """Serve HTTP and WebSocket from a bound socket until `stop` is set. `host` is how it was called.
 
-    `ready` is called when everything is there to serve.
+    `ready` is called when everything is there to serve. Raises SettingsError where this process must not work beside
+    the others of its deployment; StorageUnavailable if that cannot be found out.
     """
     closing = asyncio.Event()
     port = real_port(listener)
+    bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    presence = application.api_presence()
+    # Workers must know who can be reached before anybody is.
+    await presence.enter({"bind": bind})
     context = application.api_context(host=host, port=port, closing=closing)
     api = create_api(context, application.blueprints)
 
@@ -99,10 +112,17 @@ async def serve_api(
 
     config = server_config(context)
     config.bind = [f"fd://{listener.detach()}"]
-    log.info("serving", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", process=os.getpid())
+    telling = asyncio.create_task(presence.keep_telling({"bind": bind}))
+    log.info("serving", url=f"http://{bind}", process=os.getpid())
     if ready is not None:
         ready()
-    await serve(api, config, shutdown_trigger=until_stopped)
+    try:
+        await serve(api, config, shutdown_trigger=until_stopped)
+    finally:
+        telling.cancel()
+        with suppress(StorageUnavailable, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await presence.leave()
 
 
 async def first_to_end(stop: asyncio.Event, *parts: Awaitable[None]) -> None:

@@ -60,6 +60,9 @@ class ClaimLoop:
     async def _capacity(self) -> tuple[int, float]:
         """Leases that the lane may hold now, and how long to wait when that gives nothing."""
         name, context = self._lane.name, self._context
+        if not context.options.duties.jobs:
+            # Executions whose worker died are adopted all the same: their slots are taken already.
+            return 0, context.options.poll_seconds
         places = (await self._runner.availability(name)).places
         now = context.clock()
         usable = context.trouble.usable(name, places, now=now)
@@ -68,7 +71,6 @@ class ClaimLoop:
             return min(self._lane.capacity, sum(places.values())), pause
         wait = context.trouble.pause(name, places, now=now)
         if not usable:
-            # Executions whose worker died are adopted all the same: their slots are taken already.
             return 0, min(pause, max(wait, 0.01))
         loads = await context.queue.loads(name)
         stuck = sum(load for place, load in loads.items() if place not in usable)

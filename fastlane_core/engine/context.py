@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.faultpoints import Reach, pass_by
+from fastlane_core.engine.presence import Identity
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.trouble import PlaceTrouble
-from fastlane_core.models import Event
+from fastlane_core.models import Event, Mending
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duties:
+    """What a worker does; each may be left to others."""
+
+    #: Claims new executions. Without it, it only takes over those whose worker is gone.
+    jobs: bool = True
+    #: Compares storage, queue and engines, and mends what does not fit. Without it and without jobs it takes nothing.
+    monitor: bool = True
+    #: Delivers what notifiers owe: to people, and to addresses on the web.
+    notify: bool = True
+    webhooks: bool = True
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """The names of those that it does not do."""
+        return [each.name for each in fields(self) if not getattr(self, each.name)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +42,9 @@ class EngineOptions:
     lease_seconds: float = 15.0
     #: Executions that one worker looks after at a time.
     concurrency: int = 64
+    #: Lanes to claim from; None for all.
+    lanes: frozenset[str] | None = None
+    duties: Duties = field(default_factory=Duties)
     #: Longest wait between two looks at the queue, should a wake-up be lost.
     poll_seconds: float = 1.0
     #: Between asking a run to end and killing it.
@@ -53,4 +76,7 @@ class WorkerContext:
     #: Takes unexpected errors to the error reporters; returns at once.
     report: Callable[[BaseException, Event], None]
     reach: Reach = pass_by
+    identity: Identity = field(default_factory=Identity)
+    #: How often this worker has put what right.
+    mended: Counter[Mending] = field(default_factory=Counter)
     trouble: PlaceTrouble = field(default_factory=PlaceTrouble)

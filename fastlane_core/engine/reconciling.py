@@ -1,38 +1,40 @@
-"""Finding and mending what crashes, lost messages and lost data have left behind.
+"""Mending what crashes, lost messages and lost data have left behind.
 
-Every pass is bounded: it looks at one page of what has not ended, at what is owed, and at the runs that engines
-still hold, however much history there is.
+Every pass is bounded: it looks at a stretch of what has not ended, at the heads of the lanes, at what is owed, and at
+the runs that engines still hold, however much history there is.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
 
-from fastlane_core.contracts.queue import Lease
-from fastlane_core.contracts.runner import OwnedRun, Runner
+from fastlane_core.contracts.runner import Runner
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.leases import LeaseKeeper
+from fastlane_core.engine.lifecycle import before_start, ended
+from fastlane_core.engine.mending import note_mending
+from fastlane_core.engine.misfits import Inspection, Misfit
+from fastlane_core.engine.rebuilding import lease_of, rebuild_queue
 from fastlane_core.engine.records import change_execution
 from fastlane_core.engine.submission import queue_item
 from fastlane_core.engine.supervision import add_next_attempt
-from fastlane_core.errors import EngineUnavailable, InvalidInput, QueueUnavailable, RunNotFound, StorageUnavailable
-from fastlane_core.models import Event, EventKind, Execution, Status
+from fastlane_core.engine.topics import execution_topic, worker_topic
+from fastlane_core.errors import EngineUnavailable, QueueUnavailable, RunNotFound, StorageUnavailable
+from fastlane_core.models import Event, EventKind, Execution, Mending, Status
 
 log = structlog.get_logger(__name__)
 
-#: Records looked at in one pass, and in one call.
+#: Unfinished records looked at in one pass.
 _PASS = 5_000
-_PAGE = 500
-#: Seconds that a record has not changed before a missing queue item is put down to a crash.
-_SETTLED = 3.0
 #: Leftovers of one place that are ended at a time: each may take its grace.
 _CLEANED_AT_A_TIME = 16
-#: Seconds after which a run without a record is taken for a leftover.
-_ORPHAN_AGE = 60.0
+#: Executions of which it is remembered that the request to stop them was repeated.
+_MOST_REPEATED = 10_000
 
 
 class Reconciler:
@@ -41,7 +43,9 @@ class Reconciler:
     def __init__(self, context: WorkerContext, keeper: LeaseKeeper) -> None:
         self._context = context
         self._keeper = keeper
+        self._inspection = Inspection(context.storage, context.queue, context.routing, context.clock, in_hand=keeper)
         self._cursor: str | None = None
+        self._repeated: OrderedDict[str, None] = OrderedDict()
         self._returned: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -65,17 +69,139 @@ class Reconciler:
 
     def place_returned(self, lane: str, place: str) -> None:
         """A place can be used again: runs that were given up as lost may be alive there, and it is swept at once."""
-        self._returned.put_nowait((lane, place))
+        if self._context.options.duties.monitor:
+            self._returned.put_nowait((lane, place))
 
     async def reconcile(self) -> None:
         """One pass. Raises StorageUnavailable, QueueUnavailable."""
-        await self._rebuild_queue()
-        await self._put_missing()
-        await self._pay_what_is_owed()
-        await self._empty_closed_lanes()
+        if await self._context.queue.needs_rebuild():
+            await rebuild_queue(self._context, self._keeper.leases())
+        await self._mend_unfinished()
+        for misfit in await self._inspection.heads():
+            await self._remove_from_queue(misfit)
+        for misfit in await self._inspection.owing():
+            await self._make_next_attempt(misfit)
+        async for misfit in self._inspection.closed_lanes():
+            await self._route_anew(misfit)
+        await self._adopt_in_closed_lanes()
         for runner in self._context.routing.runners:
             for place in await self._places(runner):
                 await self._try_to_sweep(runner, place)
+
+    # Executions that have not ended
+
+    async def _mend_unfinished(self) -> None:
+        seen = 0
+        while seen < _PASS:
+            misfits, page = await self._inspection.unfinished(self._cursor)
+            for misfit in misfits:
+                await self._mend(misfit)
+            seen += len(page.items)
+            self._cursor = page.cursor
+            if self._cursor is None:
+                return
+
+    async def _mend(self, misfit: Misfit) -> None:
+        # Much may have happened since the page was read.
+        execution = await self._context.storage.get_execution(misfit.execution_id)
+        if execution is None or execution.status.is_final:
+            return
+        match misfit.kind:
+            case Mending.EXPIRED_WAITING:
+                await self._expire(misfit, execution)
+            case Mending.MISSING_IN_QUEUE:
+                await self._put_back(misfit, execution)
+            case Mending.STOP_UNHEARD:
+                await self._repeat_stop(misfit, execution)
+
+    async def _put_back(self, misfit: Misfit, execution: Execution) -> None:
+        if execution.place is None:
+            await self._context.queue.put([queue_item(execution)])
+        else:
+            await self._context.queue.restore_leases([lease_of(execution)], self._context.options.lease_seconds)
+        self._note(misfit, "put back", execution)
+
+    async def _expire(self, misfit: Misfit, execution: Execution) -> None:
+        """End what waits in a lane that is full or dead: no worker comes to it."""
+        now = self._context.clock()
+
+        def step(current: Execution) -> Execution:
+            if current.status is not Status.ENQUEUED or current.place is not None:
+                return current
+            ending = before_start(current, now=now)
+            return current if ending is None else ended(current, ending, now=now)
+
+        execution = await change_execution(self._context.storage, execution, step, fence=None)
+        if execution.status.is_final:
+            await self._context.queue.cancel(execution.id)
+            await self._context.queue.publish(execution_topic(execution.id))
+            self._context.emit(
+                Event(
+                    kind=EventKind.EXECUTION_CHANGED,
+                    at=now,
+                    task_id=execution.task_id,
+                    job_id=execution.job_id,
+                    execution_id=execution.id,
+                    lane=execution.lane,
+                    worker=self._context.worker,
+                    status=execution.status,
+                    reason=execution.reason,
+                    message=execution.message or "",
+                )
+            )
+            self._note(misfit, "ended", execution)
+
+    async def _repeat_stop(self, misfit: Misfit, execution: Execution) -> None:
+        """Tell the holder of its lease again; noted once, for it may be its engine that takes so long."""
+        await self._context.queue.cancel(execution.id)
+        if execution.worker is not None:
+            await self._context.queue.publish(worker_topic(execution.worker))
+        if execution.id in self._repeated:
+            return
+        self._repeated[execution.id] = None
+        if len(self._repeated) > _MOST_REPEATED:
+            self._repeated.popitem(last=False)
+        self._note(misfit, "asked again", execution)
+
+    # What the queue should not hold, and what is owed
+
+    async def _remove_from_queue(self, misfit: Misfit) -> None:
+        # Claimed meanwhile, it is dropped by whoever has it.
+        await self._context.queue.cancel(misfit.execution_id)
+        self._note(misfit, "removed", misfit.execution)
+
+    async def _make_next_attempt(self, misfit: Misfit) -> None:
+        if misfit.execution is not None:
+            await add_next_attempt(self._context, misfit.execution)
+            self._note(misfit, "made", misfit.execution)
+
+    async def _route_anew(self, misfit: Misfit) -> None:
+        execution = await self._context.storage.get_execution(misfit.execution_id)
+        if execution is None:
+            return
+        target = misfit.target
+        if not isinstance(target, str):
+            await change_execution(self._context.storage, execution, _waits_for(f"a lane: {target}"), fence=None)
+            return
+        execution = await change_execution(self._context.storage, execution, _moves_to(target), fence=None)
+        if not execution.status.is_final and execution.lane == target:
+            await self._context.queue.cancel(execution.id)
+            await self._context.queue.put([queue_item(execution)])
+            self._note(misfit, f"moved to {target}", execution)
+
+    async def _adopt_in_closed_lanes(self) -> None:
+        for lane, stats in (await self._context.queue.stats()).items():
+            if self._context.routing.lane(lane) is None and stats.leased and self._keeper.free:
+                leases = await self._context.queue.claim(
+                    lane,
+                    worker=self._context.worker,
+                    capacity=0,
+                    limit=self._keeper.free,
+                    lease_seconds=self._context.options.lease_seconds,
+                )
+                self._keeper.keep(leases)
+
+    # Runs on engines
 
     async def _sweep_what_returns(self) -> None:
         while True:
@@ -88,102 +214,6 @@ class Reconciler:
         except EngineUnavailable as error:
             log.info("could not look for leftovers", place=place, error=str(error))
 
-    async def _rebuild_queue(self) -> None:
-        """Put everything back into a queue that has lost its data: leases of what may run first, then what waits."""
-        queue = self._context.queue
-        if not await queue.needs_rebuild():
-            return
-        counts = {"leases": 0, "waiting": 0}
-        await queue.restore_leases(self._keeper.leases(), self._context.options.lease_seconds)
-        for wanted in ("leases", "waiting"):
-            cursor: str | None = None
-            while True:
-                page = await self._context.storage.list_unfinished(cursor=cursor, limit=_PAGE)
-                begun = [each for each in page.items if each.place is not None]
-                fresh = [each for each in page.items if each.place is None]
-                if wanted == "leases":
-                    await queue.restore_leases([_lease(each) for each in begun], self._context.options.lease_seconds)
-                    counts[wanted] += len(begun)
-                else:
-                    await queue.put([queue_item(each) for each in fresh])
-                    counts[wanted] += len(fresh)
-                cursor = page.cursor
-                if cursor is None:
-                    break
-        await queue.rebuilt()
-        if any(counts.values()):
-            self._mended(
-                None, f"the queue was empty; put back {counts['leases']} leases and {counts['waiting']} that wait"
-            )
-
-    async def _put_missing(self) -> None:
-        """Put executions into the queue that it should hold but does not."""
-        seen = 0
-        while seen < _PASS:
-            page = await self._context.storage.list_unfinished(cursor=self._cursor, limit=_PAGE)
-            seen += len(page.items)
-            self._cursor = page.cursor
-            before = self._context.clock() - _SETTLED
-            settled = [each for each in page.items if each.updated_at < before and each.id not in self._keeper]
-            if settled:
-                present = await self._context.queue.contains([each.id for each in settled])
-                for execution in settled:
-                    if execution.id not in present:
-                        await self._put_back(execution.id)
-            if self._cursor is None:
-                return
-
-    async def _put_back(self, execution_id: str) -> None:
-        execution = await self._context.storage.get_execution(execution_id)
-        if execution is None or execution.status.is_final:
-            return
-        if execution.place is None:
-            await self._context.queue.put([queue_item(execution)])
-        else:
-            await self._context.queue.restore_leases([_lease(execution)], self._context.options.lease_seconds)
-        self._mended(execution, "it was missing from the queue; put back")
-
-    async def _pay_what_is_owed(self) -> None:
-        """Make the next attempts of executions whose worker died before it could."""
-        until = self._context.clock() - _SETTLED
-        for execution in await self._context.storage.list_owing(until=until, limit=_PAGE):
-            if execution.id not in self._keeper:
-                await add_next_attempt(self._context, execution)
-                self._mended(execution, "its next attempt was owed; made")
-
-    async def _empty_closed_lanes(self) -> None:
-        """Route anew what waits in lanes that no runner offers any more, and adopt what runs there."""
-        queue, routing = self._context.queue, self._context.routing
-        for lane, stats in (await queue.stats()).items():
-            if routing.lane(lane) is not None:
-                continue
-            for item in await queue.peek(lane, _PAGE):
-                try:
-                    target = routing.lane_for(item.task_id).name
-                except InvalidInput as error:
-                    await self._step(item.execution_id, _waits_for(f"a lane: {error}"))
-                    continue
-                execution = await self._step(item.execution_id, _moves_to(target))
-                if execution is not None and not execution.status.is_final and execution.lane == target:
-                    await queue.cancel(execution.id)
-                    await queue.put([queue_item(execution)])
-                    self._mended(execution, f"no runner offers its lane {lane} any more; moved to {target}")
-            if stats.leased and self._keeper.free:
-                leases = await queue.claim(
-                    lane,
-                    worker=self._context.worker,
-                    capacity=0,
-                    limit=self._keeper.free,
-                    lease_seconds=self._context.options.lease_seconds,
-                )
-                self._keeper.keep(leases)
-
-    async def _step(self, execution_id: str, step: Callable[[Execution], Execution]) -> Execution | None:
-        execution = await self._context.storage.get_execution(execution_id)
-        if execution is None:
-            return None
-        return await change_execution(self._context.storage, execution, step, fence=None)
-
     async def _places(self, runner: Runner) -> Sequence[str]:
         found: dict[str, None] = {}
         for lane in runner.lanes():
@@ -195,7 +225,10 @@ class Reconciler:
         """Clean up runs on `place` that no unfinished execution has there."""
         cleaning = asyncio.Semaphore(_CLEANED_AT_A_TIME)
 
-        async def clean_up(run: OwnedRun, execution: Execution | None, why: str) -> None:
+        async def clean_up(misfit: Misfit) -> None:
+            run = misfit.run
+            if run is None:
+                return
             async with cleaning:
                 try:
                     if run.running:
@@ -203,55 +236,24 @@ class Reconciler:
                     await runner.finish(run.handle)
                 except RunNotFound:
                     return
-            self._mended(execution, f"a run of execution {run.execution_id} was left on {place}: {why}; cleaned up")
+            self._note(misfit, "cleaned up", misfit.execution)
 
         try:
             async with asyncio.TaskGroup() as tasks:
-                async for run in runner.list_owned(place):
-                    if run.execution_id in self._keeper:
-                        continue
-                    execution = await self._context.storage.get_execution(run.execution_id)
-                    if why := self._leftover(run, execution, place):
-                        tasks.create_task(clean_up(run, execution, why))
+                async for misfit in self._inspection.leftovers(runner, place):
+                    tasks.create_task(clean_up(misfit))
         except ExceptionGroup as errors:
             # The first tells as much as all of them.
             raise errors.exceptions[0] from None
 
-    def _leftover(self, run: OwnedRun, execution: Execution | None, place: str) -> str:
-        """Why nobody needs the run any more; "" if somebody does, or may."""
-        now = self._context.clock()
-        if execution is None:
-            return "no record of it" if now - run.created_at > _ORPHAN_AGE else ""
-        if execution.status.is_final:
-            return "it has ended" if now - execution.updated_at > _SETTLED else ""
-        if execution.place is not None and execution.place != place and run.fence < execution.fence:
-            return f"it runs on {execution.place} now"
-        return ""
-
-    def _mended(self, execution: Execution | None, message: str) -> None:
-        log.warning("mended", execution=execution.id if execution else None, what=message)
-        self._context.emit(
-            Event(
-                kind=EventKind.EXECUTION_MENDED,
-                at=self._context.clock(),
-                task_id=execution.task_id if execution else None,
-                job_id=execution.job_id if execution else None,
-                execution_id=execution.id if execution else None,
-                worker=self._context.worker,
-                message=message,
-            )
+    def _note(self, misfit: Misfit, done: str, execution: Execution | None) -> None:
+        note_mending(
+            self._context,
+            misfit.kind,
+            f"{misfit.message}; {done}",
+            execution_id=misfit.execution_id,
+            execution=execution,
         )
-
-
-def _lease(execution: Execution) -> Lease:
-    """The lease that the queue must have held for an execution that has begun."""
-    return Lease(
-        item=queue_item(execution),
-        worker=execution.worker or "",
-        token=execution.lease_token or "",
-        adopted=False,
-        place=execution.place,
-    )
 
 
 def _waits_for(why: str) -> Callable[[Execution], Execution]:

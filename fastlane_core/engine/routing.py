@@ -30,6 +30,22 @@ class Routing:
         found = self._lanes.get(name)
         return found[0] if found else None
 
+    def lanes_matching(self, patterns: Sequence[str]) -> frozenset[str]:
+        """Names of the lanes that are named, or whose beginning is given as `docker:gpu*`.
+
+        Raises SettingsError for a pattern that matches none.
+        """
+        found: set[str] = set()
+        for pattern in patterns:
+            if pattern.endswith("*"):
+                matching = {name for name in self._lanes if name.startswith(pattern[:-1])}
+            else:
+                matching = {pattern} & set(self._lanes)
+            if not matching:
+                raise SettingsError(f"there is no lane {pattern!r}; there are: {', '.join(self._lanes) or 'none'}")
+            found |= matching
+        return frozenset(found)
+
     def runner_of(self, lane: str) -> Runner:
         """The runner that offers the lane; KeyError if none does."""
         return self._lanes[lane][1]

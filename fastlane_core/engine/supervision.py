@@ -17,6 +17,7 @@ from fastlane_core.engine.capture import LogCapture
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.faultpoints import FaultPoint
 from fastlane_core.engine.lifecycle import Ending, ended, judged, next_attempt, taken_over, with_retry
+from fastlane_core.engine.mending import note_mending
 from fastlane_core.engine.records import Fenced, change_execution
 from fastlane_core.engine.starting import PutBack, Starter
 from fastlane_core.engine.submission import enqueue
@@ -30,7 +31,18 @@ from fastlane_core.errors import (
     RunNotFound,
     StorageUnavailable,
 )
-from fastlane_core.models import Event, EventKind, Execution, Job, Reason, RunHandle, RunOutcome, Status, Stream
+from fastlane_core.models import (
+    Event,
+    EventKind,
+    Execution,
+    Job,
+    Mending,
+    Reason,
+    RunHandle,
+    RunOutcome,
+    Status,
+    Stream,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -89,8 +101,9 @@ class Supervision:
         self._context.reach(FaultPoint.CLAIMED)
         execution = await self._storage.get_execution(self._execution_id)
         if execution is None:
-            log.warning("the queue held an execution that the storage does not know; dropped")
             await self._queue.ack(self.lease)
+            message = "the queue held it, but the storage does not know it; dropped"
+            note_mending(self._context, Mending.UNKNOWN_IN_QUEUE, message, execution_id=self._execution_id)
             return
         structlog.contextvars.bind_contextvars(job=execution.job_id)
         if not execution.status.is_final:

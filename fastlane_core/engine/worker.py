@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
 
-from fastlane_core import __version__
 from fastlane_core.engine.claiming import ClaimLoop
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.leases import LeaseKeeper
+from fastlane_core.engine.presence import REPORT_SECONDS, WORKERS_SCOPE, Presence
 from fastlane_core.engine.reconciling import Reconciler
 from fastlane_core.errors import FastlaneError, QueueUnavailable, StorageUnavailable
 from fastlane_core.models import Event, EventKind, Json
 
 log = structlog.get_logger(__name__)
 
-#: Scope of the shared state in which workers report.
-WORKERS_SCOPE = "workers"
-#: Seconds between two reports without news, and after which a worker that did not report is taken for dead.
-REPORT_SECONDS = 5.0
 #: Seconds between two looks whether lanes or hosts have changed, which is reported at once.
 _LOOK_SECONDS = 0.5
-DEAD_AFTER_SECONDS = 60.0
 #: Seconds that letting go may take; then the leases run out by themselves.
 _LETTING_GO = 2.0
 
@@ -40,37 +33,68 @@ class Worker:
         self._drain_seconds = drain_seconds
         self._keeper = LeaseKeeper(context)
         self._reconciler = Reconciler(context, self._keeper)
+        self._presence = Presence(
+            context.storage, context.clock, context.identity, scope=WORKERS_SCOPE, name=context.worker
+        )
+        duties = context.options.duties
+        lanes = [each.name for each in context.routing.lanes()] if duties.jobs or duties.monitor else []
+        #: Lanes that it claims from: new executions, or only those whose worker is gone.
+        self._lanes = [name for name in lanes if context.options.lanes is None or name in context.options.lanes]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set, then hand everything over. Raises SettingsError if a runner cannot ever work."""
+        """Work until `stop` is set, then hand everything over.
+
+        Raises SettingsError if a runner cannot ever work, another worker of this name lives, or this one must not work
+        beside the others; StorageUnavailable if that cannot be found out.
+        """
         context = self._context
+        if not await self._enter(stop):
+            return
         runners = context.routing.runners
-        for runner in runners:
-            await runner.open()
-        loops = [
-            self._guarded("leases", self._keeper.run),
-            self._guarded("reconcile", self._reconciler.run),
-            self._guarded("report", self._report),
-        ]
-        for lane in context.routing.lanes():
-            claim = ClaimLoop(context, lane, context.routing.runner_of(lane.name), self._keeper)
-            loops.append(self._guarded(f"claim {lane.name}", claim.run))
-        tasks = [asyncio.create_task(loop) for loop in loops]
-        log.info("worker is ready", worker=context.worker, lanes=[lane.name for lane in context.routing.lanes()])
+        lanes = {lane.name: lane for lane in context.routing.lanes()}
+        keeping: list[asyncio.Task[None]] = []
+        claiming: list[asyncio.Task[None]] = []
         try:
+            for runner in runners:
+                await runner.open()
+            keeping += [self._begin("leases", self._keeper.run), self._begin("report", self._report)]
+            if context.options.duties.monitor:
+                keeping.append(self._begin("reconcile", self._reconciler.run))
+            for name in self._lanes:
+                claim = ClaimLoop(context, lanes[name], context.routing.runner_of(name), self._keeper)
+                claiming.append(self._begin(f"claim {name}", claim.run))
+            log.info(
+                "worker is ready",
+                worker=context.worker,
+                lanes=self._lanes,
+                **({"left_out": left_out} if (left_out := context.options.duties.left_out) else {}),
+            )
             await stop.wait()
         finally:
-            await self._let_go(tasks)
+            await self._let_go(keeping, claiming)
             for runner in runners:
                 with suppress(FastlaneError, TimeoutError):
                     # Not `wait_for`, which up to Python 3.11 may drop a cancellation that comes with the answer.
                     async with asyncio.timeout(_LETTING_GO):
                         await runner.close()
 
-    async def _let_go(self, tasks: list[asyncio.Task[None]]) -> None:
+    async def _enter(self, stop: asyncio.Event) -> bool:
+        """Take this worker's name; False if it was told to stop before it had it."""
+        entering = asyncio.create_task(self._presence.enter(self._state({}, [])))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([entering, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if entering.done():
+                entering.result()
+            return entering.done()
+        finally:
+            entering.cancel()
+            stopping.cancel()
+            await asyncio.gather(entering, stopping, return_exceptions=True)
+
+    async def _let_go(self, keeping: list[asyncio.Task[None]], claiming: list[asyncio.Task[None]]) -> None:
         """Take nothing new, hand leases over, and say good-bye."""
-        # The loop that renews leases goes on while runs drain; the claim loops come after the three others.
-        keeping, claiming = tasks[:3], tasks[3:]
+        # The loop that renews leases goes on while runs drain.
         await _cancel(claiming)
         attached = frozenset(
             lane.name
@@ -85,9 +109,12 @@ class Worker:
         try:
             async with asyncio.timeout(_LETTING_GO):
                 await self._keeper.hand_over()
-                await self._context.storage.delete_state(WORKERS_SCOPE, self._context.worker)
+                await self._presence.leave()
         except (QueueUnavailable, StorageUnavailable, TimeoutError) as error:
             log.warning("could not hand over; the leases run out by themselves", error=str(error))
+
+    def _begin(self, name: str, loop: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        return asyncio.create_task(self._guarded(name, loop), name=name)
 
     async def _guarded(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run a loop for ever; a crash is reported and the loop begun again."""
@@ -115,15 +142,15 @@ class Worker:
         seen: Json = None
         told_at = float("-inf")
         while True:
-            state = await self._state()
-            self._tell_of_returned_places(seen, state["lanes"])
-            seen = state["lanes"]
+            lanes = await self._availability()
+            self._tell_of_returned_places(seen, lanes)
+            seen = lanes
+            state = self._state(lanes, await self._hosts())
             news = any(state[key] != told.get(key) for key in ("lanes", "hosts"))
             now = asyncio.get_running_loop().time()
             if news or now - told_at >= REPORT_SECONDS:
                 with suppress(StorageUnavailable):
-                    await self._context.storage.put_state(WORKERS_SCOPE, self._context.worker, state, revision=None)
-                    await self._forget_the_dead()
+                    await self._presence.tell(state)
                     told, told_at = state, now
             await asyncio.sleep(_LOOK_SECONDS)
 
@@ -134,10 +161,10 @@ class Worker:
             for place in _places(each) - _places(before.get(lane)):
                 self._reconciler.place_returned(lane, place)
 
-    async def _state(self) -> dict[str, Json]:
+    async def _availability(self) -> dict[str, Json]:
+        """What each lane offers, as this worker sees it."""
         context = self._context
         lanes: dict[str, Json] = {}
-        hosts: list[Json] = []
         for runner in context.routing.runners:
             for lane in runner.lanes():
                 availability = await runner.availability(lane.name)
@@ -147,25 +174,28 @@ class Worker:
                     "places": dict(availability.places),
                     "reason": reason,
                 }
+        return lanes
+
+    async def _hosts(self) -> list[Json]:
+        hosts: list[Json] = []
+        for runner in self._context.routing.runners:
             found = (await runner.health()).get("hosts", [])
             hosts.extend(found if isinstance(found, list) else [])
+        return hosts
+
+    def _state(self, lanes: Mapping[str, Json], hosts: Sequence[Json]) -> dict[str, Json]:
+        options = self._context.options
+        # Only what it starts new executions in: the others wait for another worker.
+        served = self._lanes if options.duties.jobs else []
         return {
-            "worker": context.worker,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "version": __version__,
-            "at": context.clock(),
-            "lanes": lanes,
+            "worker": self._context.worker,
+            "lanes": {name: lanes[name] for name in served if name in lanes},
             "hosts": hosts,
             "running": len(self._keeper),
+            "concurrency": options.concurrency,
+            "leftOut": options.duties.left_out,
+            "mended": {str(kind): count for kind, count in self._context.mended.items()},
         }
-
-    async def _forget_the_dead(self) -> None:
-        now = self._context.clock()
-        for worker, value in (await self._context.storage.list_state(WORKERS_SCOPE)).items():
-            at = value.value.get("at")
-            if isinstance(at, (int, float)) and now - at > DEAD_AFTER_SECONDS:
-                await self._context.storage.delete_state(WORKERS_SCOPE, worker)
 
 
 def _places(lane: Json) -> frozenset[str]:

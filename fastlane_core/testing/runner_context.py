@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import cast
 
 from pydantic import BaseModel
@@ -35,11 +35,16 @@ def runner_context(
     storage: Storage | None = None,
     emit: Callable[[Event], None] = lambda event: None,
     confirm_start: Callable[[RunRequest], Awaitable[None]] | None = None,
+    api_binds: Collection[str] = (),
 ) -> RunnerContext:
     """A context with these settings. Leave `storage` out for a runner that keeps nothing there.
 
     Every start is confirmed unless `confirm_start` says otherwise.
     """
+
+    async def listening() -> Collection[str]:
+        return api_binds
+
     return RunnerContext(
         settings=GivenSettings(*sections),
         deployment_id=deployment_id,
@@ -48,6 +53,7 @@ def runner_context(
         storage=storage if storage is not None else cast(Storage, None),
         emit=emit,
         confirm_start=confirm_start or _confirm,
+        api_binds=listening,
     )
 
 

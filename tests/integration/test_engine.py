@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlane_core.builtin.sqlite.queue import SqliteQueue
-from fastlane_core.engine.worker import WORKERS_SCOPE
+from fastlane_core.engine.presence import WORKERS_SCOPE
 from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import EventKind, Execution, Reason, Status, Stream
 from tests.integration.engine_harness import QUICK, Deployment, deployment, until
@@ -29,11 +28,11 @@ async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
 async def test_a_job_runs_and_its_output_is_stored(fastlane: Deployment) -> None:
     async with fastlane.worker():
         execution = await fastlane.ended(await fastlane.submit("count 1000 10"))
+        await until(lambda: _queue_is_empty(fastlane))
     assert (execution.status, execution.exit_code, execution.reason) == (Status.DONE, 0, Reason.SUCCEEDED)
     assert await fastlane.output(execution) == b"".join(b"%d\n" % number for number in range(1, 1001))
     assert await fastlane.output(execution, Stream.STDERR) == b"".join(b"%d\n" % number for number in range(1, 11))
     assert execution.stdout_bytes == len(await fastlane.output(execution))
-    assert (await fastlane.queue.stats()).get("fake:default") is None
 
 
 async def test_a_failure_is_tried_again_as_often_as_asked_and_each_attempt_is_linked(fastlane: Deployment) -> None:
@@ -258,39 +257,6 @@ async def test_a_stopped_worker_hands_over_and_the_next_adopts_without_waiting_f
     assert set(fastlane.engine.starts.values()) == {1}
 
 
-async def test_a_queue_that_lost_its_data_is_rebuilt_and_nothing_doubles(fastlane: Deployment, tmp_path: Path) -> None:
-    fastlane.lanes["fake:default"] = 3
-    async with fastlane.worker("first"):
-        running = [await fastlane.running(await fastlane.submit("hang")) for _ in range(3)]
-        waiting = [await fastlane.submit("true") for _ in range(20)]
-    await fastlane.queue.close()
-    fastlane.queue = SqliteQueue(tmp_path / "empty.db", clock=fastlane.clock)
-    await fastlane.queue.open()
-    assert await fastlane.queue.needs_rebuild()
-    async with fastlane.worker("second"):
-        await until(lambda: _is_rebuilt(fastlane))
-        stats = (await fastlane.queue.stats())["fake:default"]
-        assert (stats.leased, stats.waiting) == (3, 20)
-        # Their leases run out, as nobody who could renew them is left.
-        fastlane.clock.advance(QUICK.lease_seconds + 1)
-        for execution in running:
-            await until(lambda execution=execution: _is_held_by(fastlane, execution, "second"))
-            fastlane.engine.end(execution.id)
-        for execution in [*running, *waiting]:
-            assert (await fastlane.ended(execution)).status is Status.DONE
-    assert set(fastlane.engine.starts.values()) == {1}
-
-
-async def test_an_execution_that_the_queue_never_got_is_put_there(fastlane: Deployment) -> None:
-    await fastlane.queue.rebuilt()
-    execution = await fastlane.submit("true")
-    await fastlane.queue.cancel(execution.id)
-    fastlane.clock.advance(60)
-    async with fastlane.worker():
-        assert (await fastlane.ended(execution)).status is Status.DONE
-    assert any(event.kind is EventKind.EXECUTION_MENDED for event in fastlane.events)
-
-
 # Capacity and lanes
 
 
@@ -316,28 +282,13 @@ async def test_a_lane_never_runs_more_than_its_capacity_over_all_workers(fastlan
     assert set(fastlane.engine.starts.values()) == {1}
 
 
-async def test_jobs_of_a_lane_that_is_not_offered_any_more_move_to_another(fastlane: Deployment) -> None:
-    execution = await fastlane.submit("true")
-    fastlane.lanes = {"fake:renamed": 5}
-    async with fastlane.worker():
-        ended = await fastlane.ended(execution)
-    assert (ended.status, ended.lane) == (Status.DONE, "fake:renamed")
-
-
-async def test_runs_of_a_lane_that_is_not_offered_any_more_are_adopted(fastlane: Deployment) -> None:
-    async with fastlane.worker("first"):
-        execution = await fastlane.running(await fastlane.submit("hang"))
-    fastlane.lanes = {"fake:renamed": 5}
-    async with fastlane.worker("second"):
-        await until(lambda: _is_held_by(fastlane, execution, "second"))
-        fastlane.engine.end(execution.id)
-        assert (await fastlane.ended(execution)).status is Status.DONE
-    assert fastlane.engine.starts == {execution.id: 1}
-
-
 async def _has_ended(fastlane: Deployment, execution: Execution, *, attempts: int) -> bool:
     found = await fastlane.attempts(execution)
     return len(found) == attempts and all(each.status.is_final and each.owes_at is None for each in found)
+
+
+async def _queue_is_empty(fastlane: Deployment) -> bool:
+    return not await fastlane.queue.stats()
 
 
 async def _serves_no_place(fastlane: Deployment) -> bool:
@@ -365,7 +316,3 @@ async def _has_output(fastlane: Deployment, execution: Execution, output: bytes)
 
 async def _is_held_by(fastlane: Deployment, execution: Execution, worker: str) -> bool:
     return (await fastlane.now(execution)).worker == worker
-
-
-async def _is_rebuilt(fastlane: Deployment) -> bool:
-    return not await fastlane.queue.needs_rebuild()

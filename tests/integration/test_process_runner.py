@@ -336,6 +336,31 @@ async def test_open_refuses_an_api_that_others_reach(tmp_path: Path, bind: str) 
         await runner.open()
 
 
+async def test_open_refuses_an_api_in_another_process_that_others_reach(tmp_path: Path) -> None:
+    settings = ProcessSettings(process_folder=str(tmp_path))
+    binds = {"127.0.0.1:10000", "0.0.0.0:10000"}
+    runner = ProcessRunner(runner_context(settings, deployment_id=DEPLOYMENT, api_binds=binds))
+
+    with pytest.raises(SettingsError, match=r"bound to 0\.0\.0\.0:10000"):
+        await runner.open()
+
+
+async def test_nothing_is_started_once_an_api_is_reached_by_others(tmp_path: Path, runs: RunDriver) -> None:
+    binds: set[str] = {"127.0.0.1:10000"}
+    settings = ProcessSettings(process_folder=str(tmp_path))
+    runner = ProcessRunner(runner_context(settings, deployment_id=DEPLOYMENT, api_binds=binds))
+    await runner.open()
+    try:
+        binds.add("[::]:10000")
+        with pytest.raises(EngineUnavailable, match="PROCESS_ALLOW_REMOTE"):
+            await runs.start(runner, "true")
+        binds.clear()
+        run = await runs.start(runner, "true")
+        await run.wait()
+    finally:
+        await runner.close()
+
+
 @pytest.mark.parametrize("bind", [None, "127.0.0.1", "127.0.0.2:80", "::1", "[::1]:10000", "localhost", "unix:/a:b"])
 async def test_open_accepts_an_api_on_loopback(tmp_path: Path, bind: str | None) -> None:
     settings = ProcessSettings(process_folder=str(tmp_path))

@@ -24,7 +24,7 @@ from fastlane_core.builtin.process.settings import ProcessSettings
 from fastlane_core.builtin.process.state_folder import Busy, StateFolder
 from fastlane_core.builtin.process.watch import send_signal, until_gone
 from fastlane_core.contracts.runner import Availability, Capabilities, Lane, OwnedRun, ProgressCallback, Runner
-from fastlane_core.errors import EngineUnavailable, RunNotFound, SettingsError, StartRejected
+from fastlane_core.errors import EngineUnavailable, RunNotFound, SettingsError, StartRejected, StorageUnavailable
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest
 
@@ -72,12 +72,8 @@ class ProcessRunner(Runner):
         return LANE
 
     async def open(self) -> None:
-        if not self._settings.process_allow_remote and not _is_loopback(self._context.api_bind):
-            raise SettingsError(
-                f"the process runner refuses to work while the API is bound to {self._context.api_bind}: it has no "
-                "isolation, so whoever reaches the API could do anything on this machine. Bind to 127.0.0.1, use "
-                "another runner, or set PROCESS_ALLOW_REMOTE = True."
-            )
+        if remote := await self._remote_bind():
+            raise SettingsError(_refusal(remote))
         try:
             await asyncio.to_thread(self._state.open)
         except OSError as error:
@@ -102,6 +98,13 @@ class ProcessRunner(Runner):
 
     async def prepare(self, request: RunRequest, progress: ProgressCallback) -> None:
         command_of(request, self._home(request))
+        # An API may have come since: what it accepts waits, and says why.
+        try:
+            remote = await self._remote_bind()
+        except StorageUnavailable as error:
+            raise EngineUnavailable(f"it cannot be known who reaches the API: {error}") from error
+        if remote:
+            raise EngineUnavailable(_refusal(remote))
 
     async def start(self, request: RunRequest) -> RunHandle:
         command = command_of(request, self._home(request))
@@ -260,11 +263,27 @@ class ProcessRunner(Runner):
         except RunGone:
             raise _not_found(execution_id) from None
 
+    async def _remote_bind(self) -> str | None:
+        """The address of an API of this deployment that others than this machine reach; None if it does not matter."""
+        if self._settings.process_allow_remote:
+            return None
+        own = self._context.api_bind
+        binds = [*([] if own is None else [own]), *sorted(await self._context.api_binds())]
+        return next((bind or repr(bind) for bind in binds if not _is_loopback(bind)), None)
+
     def _home(self, request: RunRequest) -> Path:
         try:
             return self._state.home(request.execution_id)
         except RunGone:
             raise StartRejected(f"{request.execution_id!r} cannot be the name of a folder") from None
+
+
+def _refusal(bind: str) -> str:
+    return (
+        f"the process runner refuses to work while an API is bound to {bind}: it has no isolation, so whoever reaches "
+        "the API could do anything on this machine. Bind to 127.0.0.1, use another runner, or set "
+        "PROCESS_ALLOW_REMOTE = True."
+    )
 
 
 def _handle(execution_id: str) -> RunHandle:
@@ -286,9 +305,9 @@ def _name(execution_id: str) -> str:
     return f"execution {execution_id}"
 
 
-def _is_loopback(bind: str | None) -> bool:
+def _is_loopback(bind: str) -> bool:
     """Whether only this machine reaches an address: `host`, `host:port`, `[v6]:port`, or several by comma."""
-    return bind is None or all(_is_loopback_host(each.strip()) for each in bind.split(","))
+    return all(_is_loopback_host(each.strip()) for each in bind.split(","))
 
 
 def _is_loopback_host(bind: str) -> bool:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastlane_core.builtin.sqlite.local_disk import shared_file_system
 from fastlane_core.builtin.sqlite.trouble import DatabaseUnavailable, explain, is_busy
+from fastlane_core.errors import SettingsError
 
 #: Seconds between tries to get the lock: SQLite's own back-off grows to 100 ms, and starves beside a busy process.
 _RETRY_SECONDS = 0.002
@@ -22,7 +24,15 @@ _JOURNAL_BYTES = 64 * 1024 * 1024
 
 
 def prepare_file(path: Path) -> None:
-    """Make the file, and its folder, for this user alone if they are missing. Raises DatabaseUnavailable."""
+    """Make the file, and its folder, for this user alone if they are missing.
+
+    Raises SettingsError for a file system that machines share; DatabaseUnavailable.
+    """
+    if shared := shared_file_system(path):
+        raise SettingsError(
+            f"SQLITE_PATH: {path} is on a file system that machines share ({shared}), where SQLite loses data: name a "
+            f"file on a local disk, or choose another STORAGE and QUEUE"
+        )
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

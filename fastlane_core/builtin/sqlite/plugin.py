@@ -38,13 +38,13 @@ def fastlane_settings() -> Iterable[SettingsSection]:
 @hookimpl
 def fastlane_storages() -> Iterable[StoragePlugin]:
     """The storage `sqlite`."""
-    yield StoragePlugin(name="sqlite", create=_create_storage)
+    yield StoragePlugin(name="sqlite", create=_create_storage, one_machine=True)
 
 
 @hookimpl
 def fastlane_queues() -> Iterable[QueuePlugin]:
     """The queue `sqlite`."""
-    yield QueuePlugin(name="sqlite", create=_create_queue)
+    yield QueuePlugin(name="sqlite", create=_create_queue, one_machine=True)
 
 
 def _create_storage(context: PluginContext) -> SqliteStorage:
