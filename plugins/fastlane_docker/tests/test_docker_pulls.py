@@ -112,17 +112,21 @@ async def test_pull_that_waits_for_others_says_so(
     requests = [
         await runs.request(runner, "true", image=f"127.0.0.1:{front.port}/none:{number}") for number in range(PULLS + 1)
     ]
-    told = [Told() for _ in requests]
-
+    *others, last = [Told() for _ in requests]
     pulls = [
-        asyncio.create_task(runner.prepare(request, listener)) for request, listener in zip(requests, told, strict=True)
+        asyncio.create_task(runner.prepare(request, told)) for request, told in zip(requests, others, strict=False)
     ]
+    for told in others:
+        await told.until("pulling")
 
-    await told[-1].until(f"waiting to pull {requests[-1].spec.image}: {PULLS} other images are being pulled onto")
-    pulls.pop(0).cancel()
+    pulls.append(asyncio.create_task(runner.prepare(requests[-1], last)))
+
+    image = requests[-1].spec.image
+    await last.until(f"waiting to pull {image}: {PULLS} other images are being pulled onto")
     front.pass_on()
-    await told[-1].until(f"pulling {requests[-1].spec.image}")
+    await last.until(f"pulling {image}")
     await asyncio.gather(*pulls, return_exceptions=True)
+    assert last.messages == [last.messages[0], f"pulling {image}"]
 
 
 # Who ends it
