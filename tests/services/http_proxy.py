@@ -17,8 +17,11 @@ class HttpProxy(TcpProxy):
         #: What was asked for so far, such as `GET /containers/json?all=1`, without the API's version.
         self.requests: list[str] = []
         self._muted: re.Pattern[str] | None = None
+        self._cut_off: re.Pattern[str] | None = None
         self._held: re.Pattern[str] | None = None
         self._let_go = threading.Event()
+        #: Whether answers to come say that the connection is closed behind them, as those of many proxies do.
+        self.announces_close = False
         #: Set when a request is held.
         self.holding = threading.Event()
         super().__init__(target)
@@ -26,6 +29,10 @@ class HttpProxy(TcpProxy):
     def mute(self, pattern: str) -> None:
         """Let nothing but the head of the answer through where the request matches; the connection stays open."""
         self._muted = re.compile(pattern)
+
+    def cut_off(self, pattern: str) -> None:
+        """Close the connection on which a request that matches comes, instead of passing it on."""
+        self._cut_off = re.compile(pattern)
 
     def hold_next(self, pattern: str) -> None:
         """Keep the next request that matches from the server until `let_go`."""
@@ -53,6 +60,8 @@ class HttpProxy(TcpProxy):
             if found := _REQUEST.match(data):
                 request, is_in_body = f"{found[1].decode()} {found[2].decode()}", False
                 self.requests.append(request)
+                if self._cut_off is not None and self._cut_off.search(request):
+                    raise ConnectionResetError
                 if self._held is not None and self._held.search(request):
                     self._held = None
                     self.holding.set()
@@ -61,6 +70,8 @@ class HttpProxy(TcpProxy):
 
         def answered(data: bytes) -> bytes:
             nonlocal is_in_body
+            if self.announces_close and data.startswith(b"HTTP/1.1 "):
+                data = data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
             if self._muted is None or not self._muted.search(request):
                 return data
             if is_in_body:

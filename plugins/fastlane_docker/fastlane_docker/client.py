@@ -80,7 +80,9 @@ class Client(APIClient):  # type: ignore[misc]
         self._result(self._get(self._url("/_ping"), timeout=seconds))
 
     @contextlib.contextmanager
-    def streaming(self, path: str, params: Mapping[str, Any], *, quiet_seconds: float) -> Iterator[requests.Response]:
+    def streaming(
+        self, path: str, params: Mapping[str, Any], *, quiet_seconds: float | None
+    ) -> Iterator[requests.Response]:
         """GET an endless answer, which begins in the usual time; reading raises after `quiet_seconds` of silence."""
         answer = self._get(self._url(path), params=params, stream=True)
         with contextlib.closing(cast("requests.Response", answer)) as opened:
@@ -122,11 +124,13 @@ class _TcpAdapter(HTTPAdapter):
         return super().send(request, *args, **kwargs)
 
 
-def limit_silence(answer: requests.Response, seconds: float) -> None:
-    """Let reading a streamed answer raise after so many seconds without a byte."""
-    connection = answer.raw.connection
-    if connection is not None and connection.sock is not None:
-        connection.sock.settimeout(seconds)
+def limit_silence(answer: requests.Response, seconds: float | None) -> None:
+    """Let reading a streamed answer raise after so many seconds without a byte, or never."""
+    raw: Any = answer.raw
+    # Of the stream: urllib3 knows no socket of a connection that is to be closed behind the answer, as proxies want it.
+    sock = getattr(getattr(raw._fp.fp, "raw", None), "_sock", None)
+    if sock is not None:
+        sock.settimeout(seconds)
 
 
 class _PlainAdapter(_TcpAdapter):

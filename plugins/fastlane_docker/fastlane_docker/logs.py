@@ -26,9 +26,8 @@ _OUTPUT_BYTES = 256
 #: A log that gave less than so many bytes, and soon after the last time, is left alone for so many seconds.
 _GATHERED = 32 * 1024
 _GATHER_SECONDS = 0.01
-#: A log is asked for anew after so many seconds of silence, in case the connection is dead; the engine reads it from
-#: its beginning then, so this is no short time. Reading what is there must not pause for long.
-_FOLLOW_QUIET_SECONDS = 600.0
+#: Reading what is there must not pause for so many seconds. A follow may be silent for ever: the connection's keepalive
+#: notices that the other end is gone, and who follows is woken when the engine is out of reach or the run has ended.
 _READ_QUIET_SECONDS = 60.0
 #: A follow that goes on after the container's end without giving anything is ended after so many seconds.
 _LINGER_SECONDS = 2.0
@@ -42,7 +41,6 @@ class _Ended(Enum):
     ALL_READ = "all read"
     #: The container ended some time ago, but not the follow.
     LINGERS = "lingers"
-    QUIET = "quiet"
 
 
 async def read_log(
@@ -71,8 +69,6 @@ async def read_log(
             reading.close()
         if not follow:
             return
-        if reading.ended is _Ended.QUIET:
-            continue
         if reading.ended is _Ended.ALL_READ and await runs():
             await asyncio.sleep(_AGAIN_SECONDS)
             continue
@@ -182,7 +178,6 @@ class _Reading:
 
     def _read(self) -> None:
         error: Exception | None = None
-        ended = _Ended.ALL_READ
         try:
             self._copy()
         except NotFound as failure:
@@ -190,15 +185,12 @@ class _Reading:
         except EngineUnavailable as failure:
             error = failure
         except (*TROUBLE, DockerException) as failure:
-            if self._follow and "timed out" in str(failure).lower():
-                ended = _Ended.QUIET
-            else:
-                error = self._engine.unavailable("log", failure)
+            error = self._engine.unavailable("log", failure)
         except Exception as failure:
             # A frame that cannot be read: nothing that this thread could do more.
             error = EngineUnavailable(f"the log of {self._container[:12]} cannot be read: {failure!r}")
         with self._room:
-            self._thread_ended, self._error = ended, error
+            self._thread_ended, self._error = _Ended.ALL_READ, error
         self._wake()
 
     def _copy(self) -> None:
@@ -209,7 +201,7 @@ class _Reading:
             "follow": int(self._follow),
             "since": self._positions.since,
         }
-        quiet_seconds = _FOLLOW_QUIET_SECONDS if self._follow else _READ_QUIET_SECONDS
+        quiet_seconds = None if self._follow else _READ_QUIET_SECONDS
         path = f"/containers/{self._container}/logs"
         with self._engine.client().streaming(path, parameters, quiet_seconds=quiet_seconds) as answer:
             with self._room:

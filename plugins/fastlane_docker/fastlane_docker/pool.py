@@ -11,7 +11,6 @@ from fastlane_core.contracts.runner import Availability
 from fastlane_core.errors import StorageUnavailable
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import Json
-from fastlane_docker import containers
 from fastlane_docker.addresses import Address, parse_address
 from fastlane_docker.circuits import Circuit, Circuits
 from fastlane_docker.cordons import Cordon, cordons
@@ -42,6 +41,8 @@ class Pool:
             reset_seconds=settings.docker_circuit_breaker_reset_timeout_seconds,
         )
         self._cordons: Mapping[str, Cordon] = {}
+        #: Hosts whose runs have been told of a drain that stops them.
+        self._drained: set[str] = set()
         self._engines: dict[str, Engine] = {}
         self._watchers: dict[str, Watcher] = {}
         self._pullers: dict[str, Puller] = {}
@@ -62,7 +63,7 @@ class Pool:
         for puller in self._pullers.values():
             await puller.close()
         for watcher in self._watchers.values():
-            watcher.close()
+            await watcher.close()
         for engine in self._engines.values():
             engine.close()
 
@@ -84,8 +85,11 @@ class Pool:
     def watcher(self, host: str) -> Watcher:
         """What hears of ended containers of the host."""
         if host not in self._watchers:
-            label = f"{containers.LABEL_DEPLOYMENT}={self._context.deployment_id}"
-            self._watchers[host] = Watcher(self.engine(host), label)
+            self._watchers[host] = Watcher(
+                self.engine(host),
+                self._context.deployment_id,
+                reconcile_seconds=self._settings.docker_reconcile_seconds,
+            )
         return self._watchers[host]
 
     def puller(self, host: str) -> Puller:
@@ -165,9 +169,12 @@ class Pool:
         except StorageUnavailable as error:
             log.warning("cannot learn what other workers know of the Docker hosts", error=str(error))
             await asyncio.sleep(_REFRESH_SECONDS)
-        for host, watcher in self._watchers.items():
-            if self.drained(host) is not None:
+        drained = {host for host in self._cordons if self.drained(host) is not None}
+        for host in drained - self._drained:
+            # Once: who begins to wait later looks by itself.
+            if (watcher := self._watchers.get(host)) is not None:
                 watcher.wake_all()
+        self._drained = drained
 
     async def _keep_pinging(self, engine: Engine) -> None:
         host = engine.address.key

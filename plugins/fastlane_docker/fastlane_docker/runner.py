@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -46,8 +46,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _HANDLE_VERSION = 1
-#: Seconds after which a run that is waited for is looked at again, should its event be lost.
-_LOOK_AGAIN_SECONDS = 60.0
 #: Between asking a run on a drained host to end and killing it.
 _DRAIN_GRACE_SECONDS = 10.0
 #: Hosts pruned at a time, and seconds that one of them may take.
@@ -173,9 +171,7 @@ class DockerRunner(Runner):
                     drained = True
                     await self._stop(handle, _DRAIN_GRACE_SECONDS)
                     continue
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
-                        await wake.wait()
+                await wake.wait()
                 if engine.trouble:
                     raise EngineUnavailable(engine.trouble)
 

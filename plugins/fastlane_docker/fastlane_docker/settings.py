@@ -247,6 +247,13 @@ class DockerSettings(BaseModel):
         default=4096, ge=1, description="Processes and threads that one container may have at a time."
     )
 
+    docker_reconcile_seconds: float = Field(
+        default=30.0,
+        ge=0.1,
+        le=3600,
+        description="Time between two lists of what runs on each Docker engine, in seconds: they tell of ends that the "
+        "engine's events did not tell of.",
+    )
     docker_keep_seconds: float | None = Field(
         default=None,
         ge=0,

@@ -1,8 +1,9 @@
 """Hearing of ended containers from the engine's event stream: one connection per engine, however many runs it has.
 
-Events only wake: whoever waits asks the engine for the truth then. Whenever the stream is opened, one call lists
-what runs, and whoever waits for something else is woken; when the stream breaks, everybody is. An event that is lost
-costs nothing but time, and nobody waits for an engine that is gone.
+Events only wake: whoever waits asks the engine for the truth then. Whenever the stream was opened or broke, and besides
+at intervals, however busy the stream is, one call lists what runs, and whoever waits for something else is woken. So an
+event that is lost costs nothing but time, and no container is ever asked about only because time has passed. When the
+list is not to be had, everybody is woken: nobody waits for an engine that is gone.
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Set
 
 import requests
-from docker.errors import DockerException
+import structlog
+from docker.errors import APIError, DockerException
 
+from fastlane_core.errors import EngineUnavailable
 from fastlane_docker.client import hang_up, lines_of
 from fastlane_docker.engine import TROUBLE, Engine
+from fastlane_docker.listing import deployment_label, list_running
+
+log = structlog.get_logger(__name__)
 
 #: The stream is opened anew when it was quiet for so many seconds, so that a dead connection is noticed.
 _QUIET_SECONDS = 30.0
-#: Seconds between two tries to open the stream while there is trouble.
-_RETRY_SECONDS = 0.5
+#: Seconds between two tries to open the stream while there is trouble, at first and at most.
+_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.5, 8.0
 #: Ends kept in mind, for who asks a moment later.
 _REMEMBERED = 4096
 
@@ -31,26 +38,29 @@ _REMEMBERED = 4096
 class Watcher:
     """Wakes those who wait for a container when something happened to it."""
 
-    def __init__(self, engine: Engine, label: str) -> None:
-        """Only events of containers with `label` are heard."""
+    def __init__(self, engine: Engine, deployment_id: str, *, reconcile_seconds: float) -> None:
+        """Of a deployment's containers on one engine; compares what runs with who waits every `reconcile_seconds`."""
         self._engine = engine
-        self._label = label
+        self._deployment_id = deployment_id
+        self._reconcile_seconds = reconcile_seconds
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, set[asyncio.Event]] = {}
         #: Containers whose end was heard, latest last.
         self._died: OrderedDict[str, None] = OrderedDict()
         self._closed = threading.Event()
         self._answer: requests.Response | None = None
-        self._started = False
+        #: Set when it is time to compare before the interval is over.
+        self._stream_changed = asyncio.Event()
+        self._reconciling: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def woken_for(self, container: str) -> AsyncIterator[asyncio.Event]:
         """An event that is set whenever something may have happened to the container; clear it before asking."""
         wake = asyncio.Event()
         self._waiting.setdefault(container, set()).add(wake)
-        if not self._started:
-            self._started = True
+        if self._reconciling is None:
             self._engine.submit_stream(self._listen)
+            self._reconciling = asyncio.create_task(self._keep_reconciling())
         try:
             yield wake
         finally:
@@ -67,11 +77,30 @@ class Watcher:
         """Wake everybody: something may have happened to the engine."""
         self._wake_but(frozenset())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the stream."""
         self._closed.set()
         if self._answer is not None:
             hang_up(self._answer)
+        if self._reconciling is not None:
+            self._reconciling.cancel()
+            await asyncio.gather(self._reconciling, return_exceptions=True)
+
+    async def _keep_reconciling(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._reconcile_seconds):
+                    await self._stream_changed.wait()
+            self._stream_changed.clear()
+            if not self._waiting:
+                continue
+            try:
+                self._wake_but(
+                    await self._engine.call("list", lambda client: list_running(client, self._deployment_id))
+                )
+            except (EngineUnavailable, APIError):
+                # Whoever is woken meets the same trouble, and tells of it.
+                self.wake_all()
 
     def _end(self, container: str) -> None:
         self._died[container] = None
@@ -92,32 +121,31 @@ class Watcher:
     def _listen(self) -> None:
         # The loop may be closed already when the process ends.
         with contextlib.suppress(RuntimeError):
+            pause = _RETRY_SECONDS
             while not self._closed.is_set():
+                begun = time.monotonic()
                 try:
                     self._hear()
-                except requests.exceptions.ReadTimeout:
-                    continue
                 except (*TROUBLE, DockerException, ValueError, KeyError) as error:
-                    if _is_quiet(error):
-                        continue
-                    # Whoever is woken meets the same trouble, and tells of it.
-                    self._loop.call_soon_threadsafe(self.wake_all)
-                self._closed.wait(_RETRY_SECONDS)
+                    # Also when it was quiet. Trouble that matters is told by the list, or by pings.
+                    log.debug("an event stream ended", host=self._engine.address.key, error=str(error))
+                if self._answer is not None:
+                    self._answer = None
+                    self._loop.call_soon_threadsafe(self._stream_changed.set)
+                if time.monotonic() - begun > _LONGEST_RETRY_SECONDS:
+                    pause = _RETRY_SECONDS
+                self._closed.wait(pause)
+                pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
 
     def _hear(self) -> None:
+        """Hear until the stream breaks, or was quiet for long."""
+        filters = {"type": ["container"], "event": ["die"], "label": [deployment_label(self._deployment_id)]}
         client = self._engine.client()
-        filters = {"type": ["container"], "event": ["die"], "label": [self._label]}
         with client.streaming("/events", {"filters": json.dumps(filters)}, quiet_seconds=_QUIET_SECONDS) as answer:
             self._answer = answer
             if self._closed.is_set():
                 return
-            # What happened before the stream was open.
-            running = {str(each["Id"]) for each in client.containers(filters={"label": [self._label]})}
-            self._loop.call_soon_threadsafe(self._wake_but, running)
+            # Something may have ended before.
+            self._loop.call_soon_threadsafe(self._stream_changed.set)
             for line in lines_of(answer):
                 self._loop.call_soon_threadsafe(self._end, str(json.loads(line)["Actor"]["ID"]))
-
-
-def _is_quiet(error: BaseException) -> bool:
-    """Whether the stream ended only because nothing came for a while."""
-    return "timed out" in str(error).lower()
