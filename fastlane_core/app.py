@@ -213,8 +213,12 @@ async def _api_binds(storage: Storage, clock: Callable[[], float]) -> frozenset[
 
 def _enabled_runners(plugins: PluginRegistry, wanted: Sequence[str], context: RunnerContext) -> list[Runner]:
     installed = {each.name: each for each in plugins.runners()}
-    names = list(wanted) or [name for name in installed if name != "process"] or ["process"]
-    return [installed[name].create(context) for name in names]
+    return [installed[name].create(context) for name in enabled_runner_names(plugins, wanted)]
+
+
+def enabled_runner_names(plugins: PluginRegistry, wanted: Sequence[str]) -> Sequence[str]:
+    """The runners to use, where the setting RUNNERS names `wanted`."""
+    return list(wanted) or [each.name for each in plugins.runners() if each.name != "process"] or ["process"]
 
 
 async def _kept_deployment_id(storage: Storage) -> str:

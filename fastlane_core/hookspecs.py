@@ -14,8 +14,9 @@ load; one that fails is logged with its plugin's name and never slows or fails a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pluggy
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 PROJECT = "fastlane"
 #: Grows when a hook or argument is added (second number) or removed (first number).
-HOOKS_VERSION = (1, 0)
+HOOKS_VERSION = (1, 1)
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -165,6 +166,39 @@ class AdminPage:
     path: str
 
 
+class Level(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    #: Worth knowing; Fastlane works.
+    WARNING = "warning"
+    #: Something does not work.
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What a check has found out about one thing. Carries no secrets."""
+
+    level: Level
+    #: What was looked at: `Docker host 10.0.0.5:2375`.
+    subject: str
+    #: What was found, as a sentence.
+    message: str
+    #: What to do about it, as a sentence; "" when nothing is to be done.
+    advice: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckContext(PluginContext):
+    """What checks get: there may be no storage and no queue in reach."""
+
+    #: What the settings choose; a plugin checks only what is in use.
+    storage: str
+    queue: str
+    runners: Collection[str]
+
+
 class Hooks:
     """The specifications; each docstring says when the hook is called and what it gives."""
 
@@ -218,6 +252,16 @@ class Hooks:
     @hookspec
     def fastlane_admin_pages(self) -> Iterable[AdminPage]:
         """Entries of the admin's menu."""
+        raise NotImplementedError
+
+    # Checks
+
+    @hookspec
+    async def fastlane_checks(self, context: CheckContext) -> Sequence[Finding]:
+        """The plugin's own checks, for `fastlane doctor`: is what it needs in reach, its clock right, room on its disk?
+
+        Changes nothing, and works when servers are down, for that is when it is asked. Has thirty seconds.
+        """
         raise NotImplementedError
 
     # Lifecycle and events

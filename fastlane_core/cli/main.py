@@ -20,6 +20,7 @@ _COMMANDS = {
     "worker": "fastlane_core.cli.worker",
     "run": "fastlane_core.cli.run",
     "prune": "fastlane_core.cli.prune",
+    "doctor": "fastlane_core.cli.doctor",
     "config": "fastlane_core.cli.config",
     "version": "fastlane_core.cli.config:version",
 }

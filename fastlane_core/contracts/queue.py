@@ -191,3 +191,7 @@ class Queue(ABC):
     @abstractmethod
     async def health(self) -> str:
         """Ask the server; a short description of it. Raises QueueUnavailable."""
+
+    async def clock(self) -> float | None:
+        """The server's clock, as Unix time in seconds; None if it has none of its own. Raises QueueUnavailable."""
+        return None

@@ -84,9 +84,9 @@ class Runner(ABC):
     """Runs on one kind of engine.
 
     `capabilities`, `lanes`, `lane_for` and `check` are pure and work on a runner that was never opened: an API process
-    routes and refuses without an engine in reach. Everything else but `prune` is called by workers, between `open` and
-    `close`, from one event loop, many at a time; nothing may block the loop, and every call to the engine has a
-    time-out.
+    routes and refuses without an engine in reach. Everything else but `prune` and `list_owned` is called by workers,
+    between `open` and `close`, from one event loop, many at a time; nothing may block the loop, and every call to the
+    engine has a time-out.
     """
 
     #: The name that it is registered under.
@@ -182,7 +182,7 @@ class Runner(ABC):
     def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:
         """Runs on `place` that carry the deployment's id and were not finished, running or ended.
 
-        Raises EngineUnavailable.
+        The command line calls it, too, on a runner that it does not `open`. Raises EngineUnavailable.
         """
 
     async def prune(self, *, older_than: float, dry_run: bool) -> Sequence[PruneReport]:

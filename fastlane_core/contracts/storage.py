@@ -71,6 +71,10 @@ class Storage(ABC):
     async def health(self) -> str:
         """Ask the server; a short description of it. Raises StorageUnavailable."""
 
+    async def clock(self) -> float | None:
+        """The server's clock, as Unix time in seconds; None if it has none of its own. Raises StorageUnavailable."""
+        return None
+
     @abstractmethod
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         """Store jobs with their executions, making or touching their tasks. One answer each, in order.

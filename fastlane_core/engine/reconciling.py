@@ -14,6 +14,7 @@ from dataclasses import replace
 import structlog
 
 from fastlane_core.contracts.runner import Runner
+from fastlane_core.engine.attempts import add_next_attempt
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.leases import LeaseKeeper
 from fastlane_core.engine.lifecycle import before_start, ended
@@ -22,7 +23,6 @@ from fastlane_core.engine.misfits import Inspection, Misfit
 from fastlane_core.engine.rebuilding import lease_of, rebuild_queue
 from fastlane_core.engine.records import change_execution
 from fastlane_core.engine.submission import queue_item
-from fastlane_core.engine.supervision import add_next_attempt
 from fastlane_core.engine.topics import execution_topic, worker_topic
 from fastlane_core.errors import EngineUnavailable, QueueUnavailable, RunNotFound, StorageUnavailable
 from fastlane_core.models import Event, EventKind, Execution, Mending, Status

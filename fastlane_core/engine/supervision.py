@@ -13,18 +13,17 @@ from dataclasses import replace
 import structlog
 
 from fastlane_core.contracts.queue import Lease
+from fastlane_core.engine.attempts import add_next_attempt
 from fastlane_core.engine.capture import LogCapture
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.faultpoints import FaultPoint
-from fastlane_core.engine.lifecycle import Ending, ended, judged, next_attempt, taken_over, with_retry
+from fastlane_core.engine.lifecycle import Ending, ended, judged, taken_over, with_retry
 from fastlane_core.engine.mending import note_mending
 from fastlane_core.engine.records import Fenced, change_execution
 from fastlane_core.engine.starting import PutBack, Starter
-from fastlane_core.engine.submission import enqueue
 from fastlane_core.engine.topics import execution_topic
 from fastlane_core.errors import (
     EngineUnavailable,
-    InvalidInput,
     LeaseLost,
     LogConflict,
     QueueUnavailable,
@@ -367,23 +366,6 @@ class Supervision:
 def _out_of_reach(ended: RunOutcome | Execution) -> bool:
     """Whether its engine was given up as lost; one that came back and told of the end is there to be asked."""
     return ended.reason is Reason.ENGINE_LOST and ended.exit_code is None
-
-
-async def add_next_attempt(context: WorkerContext, execution: Execution) -> None:
-    """Make the attempt that an ended execution owes, once however often it is called. Raises StorageUnavailable."""
-    now = context.clock()
-    job = await context.storage.get_job(execution.task_id, execution.job_id)
-    if execution.retry_id is not None and job is not None and job.stop_requested_at is None:
-        try:
-            lane = context.routing.lane_for(execution.task_id).name
-        except InvalidInput:
-            lane = execution.lane
-        attempt = next_attempt(execution, lane=lane, now=now)
-        await context.storage.add_executions([attempt])
-        await enqueue(context.queue, attempt)
-    await change_execution(
-        context.storage, execution, lambda current: replace(current, owes_at=None, updated_at=now), fence=None
-    )
 
 
 async def _first_of(

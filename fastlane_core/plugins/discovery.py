@@ -27,7 +27,7 @@ BUILT_IN: Mapping[str, str] = {
 VERSION_ATTRIBUTE = "FASTLANE_HOOKS_VERSION"
 
 #: Hooks that are awaited; all others are plain functions.
-ASYNC_HOOKS = frozenset({"fastlane_startup", "fastlane_shutdown", "fastlane_event"})
+ASYNC_HOOKS = frozenset({"fastlane_checks", "fastlane_startup", "fastlane_shutdown", "fastlane_event"})
 HOOKS = frozenset(name for name in vars(Hooks) if name.startswith(f"{PROJECT}_"))
 
 

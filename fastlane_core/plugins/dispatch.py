@@ -8,7 +8,9 @@ from contextlib import suppress
 
 import structlog
 
+from fastlane_core.hookspecs import Finding, Level
 from fastlane_core.models import Event
+from fastlane_core.plugins.records import said
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +91,24 @@ async def call_isolated(plugin: str, hook: str, call: Awaitable[None], *, timeou
             log.warning("hook of a plugin failed", plugin=plugin, hook=hook, exc_info=True)
         return error
     return None
+
+
+async def findings_of(plugin: str, call: Awaitable[Sequence[Finding]], *, timeout: float) -> Sequence[Finding]:
+    """What a plugin's checks find within `timeout` seconds; checks that fail are a finding themselves."""
+
+    def problem(message: str) -> Sequence[Finding]:
+        advice = "Its author may want to know; the rest of this report is not touched by it."
+        return [Finding(level=Level.PROBLEM, subject=f"checks of {plugin}", message=message, advice=advice)]
+
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            found = list(await call)
+    except Exception as error:
+        return problem(f"took longer than {timeout:g} s" if limit.expired() else f"failed: {said(error)}")
+    if not all(isinstance(each, Finding) for each in found):
+        return problem("have to return findings, but returned something else")
+    return found
 
 
 async def stop_observers(observers: Sequence[Observer], *, timeout: float) -> None:

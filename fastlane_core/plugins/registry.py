@@ -13,7 +13,9 @@ from fastlane_core.errors import PluginError
 from fastlane_core.hookspecs import (
     PROJECT,
     AdminPage,
+    CheckContext,
     ErrorReporterPlugin,
+    Finding,
     Hooks,
     MetricsPlugin,
     NotifierPlugin,
@@ -27,7 +29,7 @@ from fastlane_core.hookspecs import (
 from fastlane_core.models import Event
 from fastlane_core.plugins import records
 from fastlane_core.plugins.discovery import HOOKS, FoundPlugin, PluginInfo, PluginState, check_plugin, find_plugins
-from fastlane_core.plugins.dispatch import Observer, call_isolated, stop_observers
+from fastlane_core.plugins.dispatch import Observer, call_isolated, findings_of, stop_observers
 from fastlane_core.plugins.records import (
     CORE,
     NameTaken,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 #: Seconds that a plugin's start-up and shut-down may take.
 _STARTUP_TIMEOUT = 30.0
 _SHUTDOWN_TIMEOUT = 2.0
+#: Seconds that a plugin's checks may take.
+_CHECKS_TIMEOUT = 30.0
 
 Record = TypeVar("Record")
 
@@ -167,6 +171,21 @@ class PluginRegistry:
     def admin_pages(self) -> Sequence[AdminPage]:
         """What `fastlane_admin_pages` yields. Raises PluginError."""
         return self._ask(RecordKind("fastlane_admin_pages", AdminPage, lambda each: [("admin page", each.path)]))
+
+    async def checks(self, context: CheckContext) -> Mapping[str, Sequence[Finding]]:
+        """What each plugin's `fastlane_checks` finds, by plugin; one that fails or takes too long is a problem."""
+        asked = self._with("fastlane_checks")
+        answers = await asyncio.gather(
+            *(
+                findings_of(
+                    info.name,
+                    cast("Awaitable[Sequence[Finding]]", hook.function(**_accepted(hook, {"context": context}))),
+                    timeout=_CHECKS_TIMEOUT,
+                )
+                for info, hook in asked
+            )
+        )
+        return {info.name: found for (info, _), found in zip(asked, answers, strict=True)}
 
     async def startup(self, context: PluginContext) -> None:
         """Call every plugin's `fastlane_startup`, and begin to hand out events.

@@ -20,8 +20,11 @@ from fastlane_core.contracts.runner import Runner
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.hookspecs import (
     AdminPage,
+    CheckContext,
     ErrorReporterPlugin,
+    Finding,
     Hooks,
+    Level,
     MetricsPlugin,
     NotifierPlugin,
     PluginContext,
@@ -36,7 +39,7 @@ from fastlane_core.models import Event, EventKind
 from fastlane_core.plugins import PluginInfo, PluginRegistry
 from fastlane_core.plugins.discovery import ASYNC_HOOKS, HOOKS
 from fastlane_core.settings import Settings
-from fastlane_core.testing.runner_context import runner_context
+from fastlane_core.testing.runner_context import GivenSettings, runner_context
 
 
 class ShoutSettings(BaseModel):
@@ -102,6 +105,10 @@ class Shout:
     @hookimpl
     def fastlane_admin_pages(self) -> Iterator[AdminPage]:
         yield AdminPage(title="Shouting", path="/shout")
+
+    @hookimpl
+    async def fastlane_checks(self, context: CheckContext) -> list[Finding]:
+        return [Finding(level=Level.OK, subject="horn", message=f"can be heard by {context.deployment_id}")]
 
     @hookimpl
     async def fastlane_startup(self, context: PluginContext) -> None:
@@ -181,6 +188,44 @@ def test_hook_fastlane_commands(registry: PluginRegistry) -> None:
 
 def test_hook_fastlane_admin_pages(registry: PluginRegistry) -> None:
     assert list(registry.admin_pages()) == [AdminPage(title="Shouting", path="/shout")]
+
+
+async def test_hook_fastlane_checks(registry: PluginRegistry) -> None:
+    assert await registry.checks(check_context()) == {
+        "shout": [Finding(level=Level.OK, subject="horn", message="can be heard by choir")]
+    }
+
+
+async def test_checks_that_fail_are_a_problem_and_cost_nobody_else_s() -> None:
+    class Broken:
+        @hookimpl
+        async def fastlane_checks(self, context: CheckContext) -> list[Finding]:
+            raise OSError("no voice")
+
+    class Mute:
+        @hookimpl
+        async def fastlane_checks(self, context: CheckContext) -> None:
+            return None
+
+    registry = PluginRegistry()
+    for name, plugin in (("broken", Broken()), ("mute", Mute()), ("shout", Shout())):
+        registry.register(plugin, PluginInfo(name=name, module=__name__))
+    found = await registry.checks(check_context())
+
+    assert [each.level for name in ("broken", "mute", "shout") for each in found[name]] == ["problem", "problem", "ok"]
+    assert "OSError: no voice" in found["broken"][0].message
+
+
+def check_context() -> CheckContext:
+    return CheckContext(
+        settings=GivenSettings(),
+        deployment_id="choir",
+        api_bind=None,
+        clock=lambda: 0.0,
+        storage="echo",
+        queue="chorus",
+        runners=["shout"],
+    )
 
 
 async def test_hook_fastlane_startup(registry: PluginRegistry, shout: Shout, context: PluginContext) -> None:

@@ -186,7 +186,11 @@ class ProcessRunner(Runner):
     async def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:
         if place != PLACE:
             raise EngineUnavailable(f"the process runner knows no place {place!r}, only {PLACE!r}")
-        for record, running in await self._in_thread(self._state.list, self._context.deployment_id):
+        try:
+            found = await asyncio.to_thread(self._state.list, self._context.deployment_id)
+        except OSError as error:
+            raise EngineUnavailable(f"the process runner could not look into {self._state.path}: {error}") from error
+        for record, running in found:
             yield OwnedRun(
                 execution_id=record.execution_id,
                 fence=record.fence,

@@ -119,7 +119,7 @@ class StateFolder:
     def list(self, deployment_id: str) -> Sequence[tuple[RunRecord, bool]]:
         """All runs of a deployment, oldest first, and whether each still runs."""
         found = []
-        for path in self._runs.iterdir():
+        for path in self._runs.iterdir() if self._runs.is_dir() else ():
             run = RunFolder(path)
             record = run.record()
             if record is not None and record.deployment_id == deployment_id:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, Field
 
 from fastlane_core.builtin.sqlite.queue import SqliteQueue
 from fastlane_core.builtin.sqlite.storage import SqliteStorage
-from fastlane_core.hookspecs import PluginContext, QueuePlugin, SettingsSection, StoragePlugin, hookimpl
+from fastlane_core.hookspecs import (
+    CheckContext,
+    Finding,
+    Level,
+    PluginContext,
+    QueuePlugin,
+    SettingsSection,
+    StoragePlugin,
+    hookimpl,
+)
+
+#: Bytes of free disk under which it is warned.
+_LITTLE_BYTES = 2**30
 
 
 class SqliteSettings(BaseModel):
@@ -45,6 +59,25 @@ def fastlane_storages() -> Iterable[StoragePlugin]:
 def fastlane_queues() -> Iterable[QueuePlugin]:
     """The queue `sqlite`."""
     yield QueuePlugin(name="sqlite", create=_create_queue, one_machine=True)
+
+
+@hookimpl
+async def fastlane_checks(context: CheckContext) -> Sequence[Finding]:
+    """Whether there is room on the disk."""
+    if "sqlite" not in (context.storage, context.queue):
+        return []
+    path = Path(context.settings.section(SqliteSettings).sqlite_path)
+    return await asyncio.to_thread(_check_disk, path)
+
+
+def _check_disk(path: Path) -> Sequence[Finding]:
+    folder = next(each for each in path.resolve().parents if each.exists())
+    usage = shutil.disk_usage(folder)
+    room = f"{usage.free / 2**30:.1f} GiB are free for {path}"
+    if usage.free < _LITTLE_BYTES:
+        advice = "Make room, or have executions removed earlier: when the disk is full, no job is accepted."
+        return [Finding(level=Level.WARNING, subject="disk of SQLite", message=f"only {room}", advice=advice)]
+    return [Finding(level=Level.OK, subject="disk of SQLite", message=room)]
 
 
 def _create_storage(context: PluginContext) -> SqliteStorage:

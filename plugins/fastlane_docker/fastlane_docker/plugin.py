@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fastlane_core.hookspecs import RunnerContext, RunnerPlugin, SettingsSection, hookimpl
+from fastlane_core.hookspecs import CheckContext, Finding, RunnerContext, RunnerPlugin, SettingsSection, hookimpl
 from fastlane_docker.options import DockerOptions
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
@@ -37,3 +37,13 @@ def fastlane_blueprints(context: RunnerContext) -> Iterator[Blueprint]:
     from fastlane_docker.blacklist import blacklist_blueprint
 
     yield blacklist_blueprint(context)
+
+
+@hookimpl
+async def fastlane_checks(context: CheckContext) -> Sequence[Finding]:
+    """Whether each engine answers, and what its clock says."""
+    if "docker" not in context.runners:
+        return []
+    from fastlane_docker.checks import check_hosts
+
+    return await check_hosts(context)

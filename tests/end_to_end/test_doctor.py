@@ -1,0 +1,125 @@
+"""`fastlane doctor`: well or not, with servers up or down, and without changing anything."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastlane_core.app import open_application
+from fastlane_core.engine.presence import WORKERS_SCOPE
+from fastlane_core.engine.submission import JobOrder, JobSubmission
+from fastlane_core.models import Execution, RunSpec
+from tests.end_to_end.service import PATIENCE, Service, until
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    settings = {"RUNNERS": ["process"], "PROCESS_FOLDER": str(tmp_path / "engine"), "DEPLOYMENT_ID": "doctored"}
+    service = Service(tmp_path, settings)
+    yield service
+    service.close()
+
+
+def doctor(service: Service) -> tuple[int, Any]:
+    """Exit code, and what was found."""
+    done = _run(service, "--json")
+    return done.returncode, json.loads(done.stdout)
+
+
+def _run(service: Service, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastlane_core", "doctor", "-c", str(service.config), *options]
+    return subprocess.run(command, check=False, cwd=service.folder, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def problems(report: Any) -> dict[str, str]:
+    """The message of each problem, by its subject."""
+    return {each["subject"]: each["message"] for each in report["findings"] if each["level"] == "problem"}
+
+
+def test_a_fastlane_that_is_well_has_no_problem(service: Service) -> None:
+    service.start()
+    service.finished(service.submit("t", {"image": "none", "command": "true"}))
+    until("the worker is listed", lambda: service.get_json("/status/")["workers"][0]["lanes"])
+    code, report = doctor(service)
+
+    assert (code, problems(report)) == (0, {})
+    subjects = {each["subject"] for each in report["findings"]}
+    assert {"storage sqlite", "queue sqlite", "disk of SQLite", f"API 127.0.0.1:{service.port}"} <= subjects
+    assert {each["name"]: each["state"] for each in report["plugins"]}["sqlite"] == "loaded"
+    assert report["fastlane"]
+    assert report["python"]
+    told = _run(service).stdout
+    assert "ok      comparison: storage and queue agree on 0 unfinished executions" in told
+    assert told.rstrip().endswith("No problem.")
+
+
+def test_servers_that_are_down_are_told_and_everything_else_is_looked_at(service: Service) -> None:
+    (service.folder / "file").touch()
+    path = str(service.folder / "file/fastlane.db")
+    service.config.write_text(f"SQLITE_PATH = {path!r}\nRUNNERS = ['process']\n")
+    code, report = doctor(service)
+
+    assert code == 1
+    assert set(problems(report)) == {"storage sqlite", "queue sqlite"}
+    assert "disk of SQLite" in {each["subject"] for each in report["findings"]}
+    told = _run(service)
+    assert "Traceback" not in told.stderr
+    assert "-> See whether the server runs, and whether the settings of STORAGE lead to it." in told.stdout
+    assert told.stdout.rstrip().endswith("2 problems, 1 warning.")
+
+
+async def test_what_does_not_fit_is_found_and_left_as_it_is(service: Service) -> None:
+    # A minute ago, so that nobody could think of a race.
+    async with open_application(service.config, {}, clock=lambda: time.time() - 60) as application:
+        await application.queue.rebuilt()
+        submission = JobSubmission(
+            application.storage, application.queue, application.routing, application.context.clock
+        )
+        executions = [await _submit(submission) for _ in range(5)]
+        for execution in executions:
+            await application.queue.cancel(execution.id)
+    code, report = doctor(service)
+
+    assert code == 1
+    found = problems(report)
+    assert found["missing_in_queue"].startswith("5 executions are missing in the queue: ")
+    assert found["missing_in_queue"].endswith(", ...")
+    assert found["workers"] == "none is running"
+    async with open_application(service.config, {}) as application:
+        assert await application.queue.contains([each.id for each in executions]) == frozenset()
+        assert [await application.storage.get_execution(each.id) for each in executions] == executions
+
+
+async def test_a_lane_that_no_worker_serves_and_a_second_machine_are_problems(service: Service) -> None:
+    machine = {"boot": "other", "installation": "other", "host": "far", "pid_namespace": "pid:[1]"}
+    report = {"host": "far", "pid": 7, "version": "0.0.1", "at": time.time(), "machine": machine, "queue": "sqlite"}
+    async with open_application(service.config, {}) as application:
+        await application.queue.rebuilt()
+        submission = JobSubmission(
+            application.storage, application.queue, application.routing, application.context.clock
+        )
+        await _submit(submission)
+        await application.storage.put_state(
+            WORKERS_SCOPE, "far-worker", {**report, "lanes": {}, "leftOut": ["monitor"]}, revision=None
+        )
+    code, told = doctor(service)
+
+    assert code == 1
+    found = problems(told)
+    assert found["lane process:local"] == "1 wait and 0 are held, and no worker serves it"
+    assert "STORAGE = sqlite and QUEUE = sqlite works within one machine only" in found["this machine"]
+    assert found["workers"] == "none monitors"
+
+
+async def _submit(submission: JobSubmission) -> Execution:
+    spec = RunSpec(image="none", command="true", timeout=60.0)
+    submitted = await submission.submit(JobOrder(task_id="t", spec=spec))
+    assert submitted.execution is not None
+    return submitted.execution
