@@ -82,17 +82,28 @@ def runs(deployment_id: str, sdk: docker.DockerClient) -> Iterator[RunDriver]:
 
 
 @pytest.fixture
-def push(registry: Registry, docker_engine: SharedEngine, sdk: docker.DockerClient) -> Push:
-    """Makes an image that only the registry has; its reference. `size` in bytes, none of which can be compressed."""
+def push(registry: Registry, docker_engine: SharedEngine, sdk: docker.DockerClient) -> Iterator[Push]:
+    """Makes an image that only the registry has; its reference. `size` in bytes, none of which can be compressed.
+
+    What the shared engine pulls of them is removed when the test is over.
+    """
+    made: list[str] = []
 
     def push(*, size: int = 16, tag: str = "v1", name: str = "") -> str:
-        local = f"{uuid.uuid4()}:{tag}"
+        made.append(str(uuid.uuid4()))
+        local = f"{made[-1]}:{tag}"
         add_blob(docker_engine.url, local, size)
         pushed = registry.push(docker_engine.url, local, name.partition("/")[2] or f"some/{local}")
         sdk.images.remove(local)
         return pushed
 
-    return push
+    yield push
+    for image in sdk.images.list():
+        names = [*image.tags, *image.attrs["RepoDigests"]]
+        if any(each in name for each in made for name in names):
+            for container in sdk.containers.list(all=True, filters={"ancestor": image.id}):
+                container.remove(force=True)
+            sdk.images.remove(image.id, force=True)
 
 
 @pytest.fixture
