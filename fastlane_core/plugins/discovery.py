@@ -21,6 +21,7 @@ GROUP = "fastlane"
 #: Plugins that are part of core, by name; registered first, through the same hooks as all others.
 BUILT_IN: Mapping[str, str] = {
     "sqlite": "fastlane_core.builtin.sqlite.plugin",
+    "mongo": "fastlane_core.builtin.mongo.plugin",
     "process": "fastlane_core.builtin.process.plugin",
 }
 #: Attribute by which a plugin tells the version of the hooks that it needs, as `(1, 0)`.

@@ -11,7 +11,6 @@ def _comes_with(distribution: str) -> str:
 
 
 _NO_REDIS = "no installed plugin uses Redis: choose an installed queue with QUEUE, and remove the key"
-_NO_MONGODB = "no installed plugin uses MongoDB: choose an installed storage with STORAGE, and remove the key"
 _NO_BASIC_AUTH = (
     "this version asks nobody for a password: put a proxy that does in front of the API, and remove the key"
 )
@@ -32,7 +31,6 @@ _ELSEWHERE = {
     "SENTRY_DSN": _comes_with("fastlane-sentry"),
     "ERROR_HANDLERS": "it is gone: each installed error reporter (like fastlane-sentry) is used; remove the key",
     "REDIS_URL": _NO_REDIS,
-    "MONGODB_CONFIG": _NO_MONGODB,
     "EXECUTOR": "it is gone: runners are plugins, and RUNNERS names those to use; remove the key",
     "ENV": "it is gone: nothing depends on it; remove the key",
     "SECRET_KEY": "it is gone: Fastlane signs nothing with a key of yours; remove the key",

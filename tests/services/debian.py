@@ -19,6 +19,8 @@ PACKAGES = {
     "debootstrap": "debootstrap",
     "docker-registry": "docker-registry",
     "curl": "curl",
+    "pg_ctlcluster": "postgresql",
+    "setpriv": "util-linux",
 }
 _ENVIRONMENT = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
 _LOCK_SECONDS = 300

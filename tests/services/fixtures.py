@@ -12,6 +12,9 @@ import pytest
 from tests.services.certificates import Authority, Identity
 from tests.services.docker_engine import DockerEngine, EngineTls, answers
 from tests.services.images import add_busybox, add_hello_world, add_ubuntu, can_make_ubuntu
+from tests.services.mongodb import MongoServer, new_server
+from tests.services.mongodb import answers as mongo_answers
+from tests.services.mongodb import unavailable as mongo_unavailable
 from tests.services.registry import Registry
 from tests.services.requirement import missing
 
@@ -101,6 +104,32 @@ def registry_with_credentials(tmp_path_factory: pytest.TempPathFactory) -> Itera
         missing("a registry", why)
     with Registry(tmp_path_factory.mktemp("registry"), with_credentials=True) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def mongo_url() -> Iterator[str]:
+    """The server that MONGODB_URL names, else one started for the test run: tests use databases of their own."""
+    if given := os.environ.get("MONGODB_URL"):
+        if not mongo_answers(given):
+            missing("MongoDB", "the server that MONGODB_URL names does not answer")
+        yield given
+        return
+    with started_mongo() as server:
+        yield server.url
+
+
+@pytest.fixture
+def own_mongo() -> Iterator[MongoServer]:
+    """A server of the test's own, to be killed and started as it likes."""
+    with started_mongo() as server:
+        yield server
+
+
+def started_mongo() -> MongoServer:
+    """A new MongoDB server, to be used as a context."""
+    if why := mongo_unavailable():
+        missing("MongoDB", f"no server is given (MONGODB_URL), and {why}")
+    return new_server()
 
 
 def started_engine(folder: Path, *, arguments: tuple[str, ...] = (), tls: EngineTls | None = None) -> DockerEngine:

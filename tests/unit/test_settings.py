@@ -209,7 +209,6 @@ def test_what_a_plugins_own_check_says_hides_passwords_of_urls() -> None:
         ("ERROR_HANDLERS", "fastlane-sentry"),
         ("DOCKER_HOSTS", "fastlane-docker"),
         ("REDIS_URL", "QUEUE"),
-        ("MONGODB_CONFIG", "STORAGE"),
         ("EXECUTOR", "RUNNERS"),
         ("ENABLE_CORS", "CORS_ORIGINS"),
         ("SECRET_KEY", "remove"),

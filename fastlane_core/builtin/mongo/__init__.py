@@ -1,0 +1,1 @@
+"""Storage in MongoDB, a standalone server or a replica set: for deployments of more than one machine."""

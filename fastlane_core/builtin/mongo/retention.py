@@ -1,0 +1,58 @@
+"""Removing executions that ended long ago, with their logs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from fastlane_core.builtin.mongo.database import Database
+from fastlane_core.builtin.mongo.documents import Document
+from fastlane_core.builtin.mongo.settling import new_removal, settle
+
+#: Executions looked for, and removed, at a time.
+_PAGE = 50
+_AT_A_TIME = 4
+
+
+async def remove_finished(database: Database, *, before: float, limit: int) -> int:
+    """Remove up to `limit` executions that may be removed since before that time; how many."""
+    removed = 0
+    while removed < limit:
+        with database.call() as db:
+            found = await (
+                db.executions.quick.find({"removable_at": {"$lt": before}}, {"number": 1, "job": 1})
+                .sort("removable_at", 1)
+                .limit(_PAGE)
+                .to_list()
+            )
+        if not found:
+            break
+        # Not all processes go for the same ones.
+        random.shuffle(found)
+        del found[limit - removed :]
+        by_us = 0
+        for first in range(0, len(found), _AT_A_TIME):
+            some = found[first : first + _AT_A_TIME]
+            by_us += sum(await asyncio.gather(*(_remove(database, execution) for execution in some)))
+        removed += by_us
+        if not by_us:
+            # Others are at the same ones.
+            await asyncio.sleep(random.uniform(0, 0.05))  # noqa: S311
+    return removed
+
+
+async def _remove(database: Database, execution: Document) -> bool:
+    """Remove it; whether that was done here, and not by another process."""
+    with database.call() as db:
+        job, token = execution["job"], str(execution["number"])
+        entry = new_removal(execution)
+        entered = await db.jobs.durable.update_one(
+            {"_id": job, f"pending.{token}": {"$exists": False}},
+            {"$set": {f"pending.{token}": entry}, "$inc": {"unsettled": 1, "executions": -1}},
+        )
+        if entered.matched_count:
+            return await settle(db, job, token, entry)
+        # Begun by another process, which may be dead.
+        found = await db.jobs.quick.find_one({"_id": job}, {f"pending.{token}": 1})
+        begun = None if found is None else found["pending"].get(token)
+        return begun is not None and await settle(db, job, token, begun)

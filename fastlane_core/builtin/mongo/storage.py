@@ -1,0 +1,247 @@
+"""The storage on MongoDB."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from pymongo.errors import DuplicateKeyError
+
+from fastlane_core.builtin.mongo import logs, submitting, task_search
+from fastlane_core.builtin.mongo.database import Collections, Database
+from fastlane_core.builtin.mongo.documents import (
+    Document,
+    execution_update,
+    job_fields,
+    job_key,
+    task_of,
+)
+from fastlane_core.builtin.mongo.keys import (
+    decode_text_cursor,
+    encode_cursor,
+    escape,
+    key_of,
+    unescape,
+)
+from fastlane_core.builtin.mongo.pages import behind, newest, next_cursor
+from fastlane_core.builtin.mongo.retention import remove_finished
+from fastlane_core.builtin.mongo.server import MongoServer
+from fastlane_core.builtin.mongo.settling import Healer
+from fastlane_core.contracts.records import decode_execution, decode_job
+from fastlane_core.contracts.storage import Page, SharedValue, Storage, Submission, Submitted
+from fastlane_core.errors import RevisionConflict
+from fastlane_core.models import Execution, Job, JsonObject, LogChunk, Stream, Task
+
+#: Revisions of shared values are drawn at random, so that a value made anew never has one of the old one's.
+_REVISIONS = 2**52
+
+
+class MongoStorage(Storage):
+    """Tasks, jobs, executions, logs and shared state in one database of MongoDB, for any number of processes.
+
+    Needs MongoDB 4.4 or newer, standalone or as a replica set; no transactions. Bound to the event loop that opens it.
+    Adding executions of a job that is not stored, or to the log of an execution that is not, raises NotFound; a record
+    of more than 6 MiB raises InvalidInput.
+    """
+
+    def __init__(
+        self, server: MongoServer, *, timeout: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`timeout`: seconds that one call may take, with all that the driver tries anew within it.
+
+        `clock` tells how long ago something was seen, in seconds.
+        """
+        self._database = Database(server, timeout)
+        self._healer = Healer(abandoned_after=60 + 3 * timeout, clock=clock)
+
+    async def open(self) -> None:
+        await self._database.open()
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def health(self) -> str:
+        return await self._database.health()
+
+    async def submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
+        with self._database.call() as db:
+            return await submitting.submit(db, submissions)
+
+    # Tasks
+
+    async def get_task(self, task_id: str) -> Task | None:
+        with self._database.call() as db:
+            found = await db.tasks.quick.find_one({"_id": escape(task_id)})
+        return None if found is None else task_of(found)
+
+    async def list_tasks(self, *, start: int, limit: int) -> Sequence[Task]:
+        with self._database.call() as db:
+            found = db.tasks.quick.find({"number": {"$gt": start}}).sort("number", 1).limit(limit)
+            return [task_of(each) async for each in found]
+
+    async def search_tasks(self, query: str, *, start: int, limit: int) -> tuple[Sequence[Task], int]:
+        with self._database.call() as db:
+            return await task_search.search_tasks(db, query, start=start, limit=limit)
+
+    async def count_tasks(self) -> int:
+        with self._database.call() as db:
+            return await task_search.count_tasks(db)
+
+    # Jobs
+
+    async def get_job(self, task_id: str, job_id: str) -> Job | None:
+        with self._database.call() as db:
+            found = await db.jobs.quick.find_one({"_id": job_key(task_id, job_id)}, {"record": 1})
+        return None if found is None else decode_job(found["record"])
+
+    async def put_job(self, job: Job) -> Job:
+        stored = replace(job, revision=job.revision + 1)
+        with self._database.call() as db:
+            done = await db.jobs.durable.update_one(
+                {"_id": job_key(job.task_id, job.id), "revision": job.revision}, {"$set": job_fields(stored)}
+            )
+        if not done.matched_count:
+            raise RevisionConflict(
+                f"the job {job.id} of the task {job.task_id} is not stored with revision {job.revision}"
+            )
+        return stored
+
+    async def list_jobs(self, task_id: str, *, cursor: str | None, limit: int) -> Page[Job]:
+        wanted = {"task": escape(task_id), **behind("modified_at", cursor)}
+        with self._database.call() as db:
+            found = await newest(db.jobs.quick.find(wanted, {"record": 1, "modified_at": 1}), "modified_at", limit)
+        return Page(
+            items=[decode_job(each["record"]) for each in found[:limit]],
+            cursor=next_cursor(found, "modified_at", limit),
+        )
+
+    async def count_jobs(self) -> int:
+        with self._database.call() as db:
+            return int(await db.jobs.quick.estimated_document_count())
+
+    # Executions
+
+    async def get_execution(self, execution_id: str) -> Execution | None:
+        with self._database.call() as db:
+            return await submitting.find_execution(db, execution_id)
+
+    async def add_executions(self, executions: Sequence[Execution]) -> None:
+        with self._database.call() as db:
+            await submitting.add_executions(db, executions)
+
+    async def put_execution(self, execution: Execution) -> Execution:
+        stored = replace(execution, revision=execution.revision + 1)
+        with self._database.call() as db:
+            done = await db.executions.durable.update_one(
+                {"_id": escape(execution.id), "revision": execution.revision}, execution_update(stored)
+            )
+        if not done.matched_count:
+            raise RevisionConflict(f"the execution {execution.id} is not stored with revision {execution.revision}")
+        return stored
+
+    async def list_executions(self, job_id: str, *, task_id: str, cursor: str | None, limit: int) -> Page[Execution]:
+        wanted = {"job": job_key(task_id, job_id), **behind("created_at", cursor)}
+        with self._database.call() as db:
+            found = await newest(db.executions.quick.find(wanted, {"record": 1, "created_at": 1}), "created_at", limit)
+        return Page(
+            items=[decode_execution(each["record"]) for each in found[:limit]],
+            cursor=next_cursor(found, "created_at", limit),
+        )
+
+    async def count_executions(self, job_id: str, *, task_id: str) -> int:
+        with self._database.call() as db:
+            found = await db.jobs.quick.find_one({"_id": job_key(task_id, job_id)}, {"executions": 1})
+        return 0 if found is None else int(found["executions"])
+
+    async def list_unfinished(self, *, cursor: str | None, limit: int) -> Page[Execution]:
+        after = "" if cursor is None else decode_text_cursor(cursor)
+        with self._database.call() as db:
+            if cursor is None:
+                await self._healer.heal(db)
+            found = await (
+                db.executions.quick.find({"unfinished": {"$gt": after}}, {"record": 1, "unfinished": 1})
+                .sort("unfinished", 1)
+                .limit(limit + 1)
+                .to_list()
+            )
+        return Page(
+            items=[decode_execution(each["record"]) for each in found[:limit]],
+            cursor=encode_cursor(found[limit - 1]["unfinished"]) if len(found) > limit else None,
+        )
+
+    async def list_owing(self, *, until: float, limit: int) -> Sequence[Execution]:
+        with self._database.call() as db:
+            found = (
+                db.executions.quick.find({"owes_at": {"$lte": until}}, {"record": 1}).sort("owes_at", 1).limit(limit)
+            )
+            return [decode_execution(each["record"]) async for each in found]
+
+    # Logs
+
+    async def append_log(self, execution_id: str, chunks: Sequence[LogChunk]) -> None:
+        with self._database.call() as db:
+            await logs.append_log(db, execution_id, chunks)
+
+    async def read_log(
+        self, execution_id: str, *, after: int, stream: Stream | None, max_bytes: int
+    ) -> Sequence[LogChunk]:
+        with self._database.call() as db:
+            return await logs.read_log(db, execution_id, after, stream, max_bytes)
+
+    async def last_log(self, execution_id: str) -> Mapping[Stream, LogChunk]:
+        with self._database.call() as db:
+            return await logs.last_log(db, execution_id)
+
+    # Retention
+
+    async def remove_finished(self, *, before: float, limit: int) -> int:
+        return await remove_finished(self._database, before=before, limit=limit)
+
+    # Shared state
+
+    async def get_state(self, scope: str, key: str) -> SharedValue | None:
+        with self._database.call() as db:
+            found = await db.state.quick.find_one({"_id": key_of(scope, key)})
+        return None if found is None else _value(found)
+
+    async def put_state(self, scope: str, key: str, value: JsonObject, *, revision: int | None) -> int:
+        new_revision = secrets.randbelow(_REVISIONS) + 1
+        fields = {"scope": escape(scope), "key": escape(key), "value": json.dumps(value), "revision": new_revision}
+        with self._database.call() as db:
+            if not await _put_state(db, key_of(scope, key), fields, revision):
+                raise RevisionConflict(f"the value {key} of {scope} is not stored with revision {revision}")
+        return new_revision
+
+    async def list_state(self, scope: str) -> Mapping[str, SharedValue]:
+        with self._database.call() as db:
+            found = db.state.quick.find({"scope": escape(scope)}).sort("_id", 1)
+            return {unescape(each["key"]): _value(each) async for each in found}
+
+    async def delete_state(self, scope: str, key: str) -> None:
+        with self._database.call() as db:
+            await db.state.durable.delete_one({"_id": key_of(scope, key)})
+
+
+async def _put_state(db: Collections, key: str, fields: Document, revision: int | None) -> bool:
+    """Whether it was stored; without a revision it always is."""
+    while True:
+        if revision != 0:
+            wanted = {"_id": key} if revision is None else {"_id": key, "revision": revision}
+            if (await db.state.durable.update_one(wanted, {"$set": fields})).matched_count:
+                return True
+            if revision is not None:
+                return False
+        try:
+            await db.state.durable.insert_one({"_id": key, **fields})
+        except DuplicateKeyError:
+            if revision == 0:
+                return False
+        else:
+            return True
+
+
+def _value(document: Document) -> SharedValue:
+    return SharedValue(value=json.loads(document["value"]), revision=document["revision"])
