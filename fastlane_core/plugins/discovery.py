@@ -22,6 +22,7 @@ GROUP = "fastlane"
 BUILT_IN: Mapping[str, str] = {
     "sqlite": "fastlane_core.builtin.sqlite.plugin",
     "mongo": "fastlane_core.builtin.mongo.plugin",
+    "redis": "fastlane_core.builtin.redis.plugin",
     "process": "fastlane_core.builtin.process.plugin",
 }
 #: Attribute by which a plugin tells the version of the hooks that it needs, as `(1, 0)`.

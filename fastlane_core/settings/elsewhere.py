@@ -10,7 +10,6 @@ def _comes_with(distribution: str) -> str:
     return f"it comes with the plugin {distribution}, which is not in use here: install it, or remove the key"
 
 
-_NO_REDIS = "no installed plugin uses Redis: choose an installed queue with QUEUE, and remove the key"
 _NO_BASIC_AUTH = (
     "this version asks nobody for a password: put a proxy that does in front of the API, and remove the key"
 )
@@ -30,7 +29,6 @@ _ELSEWHERE = {
     "WEBHOOKS_EXPONENTIAL_BACKOFF_FACTOR": _comes_with("fastlane-notify"),
     "SENTRY_DSN": _comes_with("fastlane-sentry"),
     "ERROR_HANDLERS": "it is gone: each installed error reporter (like fastlane-sentry) is used; remove the key",
-    "REDIS_URL": _NO_REDIS,
     "EXECUTOR": "it is gone: runners are plugins, and RUNNERS names those to use; remove the key",
     "ENV": "it is gone: nothing depends on it; remove the key",
     "SECRET_KEY": "it is gone: Fastlane signs nothing with a key of yours; remove the key",

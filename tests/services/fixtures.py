@@ -15,6 +15,8 @@ from tests.services.images import add_busybox, add_hello_world, add_ubuntu, can_
 from tests.services.mongodb import MongoServer, new_server
 from tests.services.mongodb import answers as mongo_answers
 from tests.services.mongodb import unavailable as mongo_unavailable
+from tests.services.redis_server import ClusterGroup, RedisServer, SentinelGroup
+from tests.services.redis_server import unavailable as redis_unavailable
 from tests.services.registry import Registry
 from tests.services.requirement import missing
 
@@ -130,6 +132,35 @@ def started_mongo() -> MongoServer:
     if why := mongo_unavailable():
         missing("MongoDB", f"no server is given (MONGODB_URL), and {why}")
     return new_server()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis server, for every test that does not harm it; its data are whatever tests have left."""
+    _require_redis()
+    with RedisServer(tmp_path_factory.mktemp("redis")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def redis_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelGroup]:
+    """A master, two replicas and three sentinels, like `redis_server`."""
+    _require_redis()
+    with SentinelGroup(tmp_path_factory.mktemp("sentinel"), password="secret", sentinel_password="other") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterGroup]:
+    """Six nodes, like `redis_server`."""
+    _require_redis()
+    with ClusterGroup(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+def _require_redis() -> None:
+    if why := redis_unavailable():
+        missing("Redis", why)
 
 
 def started_engine(folder: Path, *, arguments: tuple[str, ...] = (), tls: EngineTls | None = None) -> DockerEngine:

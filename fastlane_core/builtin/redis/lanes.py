@@ -1,0 +1,217 @@
+"""The steps of one lane, each a script over the lane's keys."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fastlane_core.builtin.redis.index import CHUNK, Entry, chunks
+from fastlane_core.builtin.redis.keys import Keys
+from fastlane_core.builtin.redis.servers import Reply, Servers
+from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, QueueItem
+from fastlane_core.errors import LeaseLost
+
+#: Leases granted, and items peeked at, by one call: it holds up the server for some milliseconds at most.
+_AT_ONCE: Final = 1_000
+#: As in lane.lua.
+_HIGHEST_PRIORITY: Final = 9
+_SEQUENCES: Final = 2**49
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claimed:
+    """What a claim got."""
+
+    leases: Sequence[Lease]
+    #: Changes of the lane that it has seen.
+    changes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneLook:
+    """What a waiter needs to know of its lane."""
+
+    changes: int
+    #: Seconds until something becomes claimable by the passing of time; None for never.
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Added:
+    """What became of items that were to be added."""
+
+    #: Whether the lane's marker is there.
+    whole: bool
+    #: Ids whose placement the lane refused.
+    refused: frozenset[str]
+
+
+class Lanes:
+    """What the queue does to its lanes. Every method raises QueueUnavailable."""
+
+    def __init__(self, servers: Servers, keys: Keys) -> None:
+        self._servers = servers
+        self._keys = keys
+
+    async def put(self, lane: str, items: Sequence[tuple[QueueItem, str]]) -> Added:
+        """Add items, each with its placement, that are not there."""
+        arguments: list[str] = []
+        for item, placement in items:
+            arguments += _about(item, placement)
+        return _added(items, await self._run("put", lane, *arguments))
+
+    async def restore(self, lane: str, leases: Sequence[tuple[Lease, str]], lease_seconds: float) -> Added:
+        """Add leases, each with its placement, of executions that are not there."""
+        arguments: list[str | float] = [lease_seconds]
+        for lease, placement in leases:
+            has_place = "0" if lease.place is None else "1"
+            arguments += [*_about(lease.item, placement), lease.token, has_place, lease.place or ""]
+        reply = await self._run("restore", lane, *arguments)
+        return _added([(lease.item, placement) for lease, placement in leases], reply)
+
+    async def claim(self, lane: str, *, worker: str, capacity: int, limit: int, lease_seconds: float) -> Claimed:
+        """Adopt leases that ran out, then lease what waits."""
+        call = uuid.uuid4().hex
+        changes, *found = await self._run("claim", lane, capacity, min(limit, _AT_ONCE), lease_seconds, call)
+        leases = []
+        for execution_id, record, token, has_place, place in found:
+            text = token.decode()
+            leases.append(
+                Lease(
+                    item=_item(lane, execution_id, record),
+                    worker=worker,
+                    token=text,
+                    adopted=text[len(call)] == "a",
+                    place=place.decode() if has_place else None,
+                )
+            )
+        return Claimed(leases=leases, changes=changes)
+
+    async def assign(self, lease: Lease, offers: Sequence[tuple[str, int]]) -> str | None:
+        """Give the lease a place with room. Raises LeaseLost."""
+        pairs = [each for offer in offers for each in offer]
+        number = await self._run("assign", lease.item.lane, lease.item.execution_id, lease.token, *pairs)
+        if number < 0:
+            raise _lost(lease)
+        return offers[number - 1][0] if number else None
+
+    async def loads(self, lane: str) -> Mapping[str, int]:
+        """Leases by place."""
+        key = self._keys.lane_places(lane)
+        return _places(await self._servers.call(lambda client, _: client.execute_command("HGETALL", key)))
+
+    async def renew(self, lane: str, leases: Sequence[Lease], lease_seconds: float) -> tuple[set[str], set[str]]:
+        """Extend those that are still held; the ids of the lost ones, and of those that were asked to stop."""
+        lost, stop = set(), set()
+        tokens = {lease.item.execution_id: lease.token for lease in leases}
+        for ids in chunks(list(tokens), CHUNK):
+            pairs = [text for each in ids for text in (each, tokens[each])]
+            for each, found in zip(ids, await self._run("renew", lane, lease_seconds, *pairs), strict=True):
+                if found == 0:
+                    lost.add(each)
+                elif found == 2:
+                    stop.add(each)
+        return lost, stop
+
+    async def ack(self, lease: Lease) -> str | None:
+        """Remove the item, and return its placement; None if it is not there. Raises LeaseLost."""
+        placement = await self._run("ack", lease.item.lane, lease.item.execution_id, lease.token)
+        if placement is None:
+            raise _lost(lease)
+        return placement.decode() or None
+
+    async def release(self, lease: Lease, delay: float) -> None:
+        """Put the item back, if it was not. Raises LeaseLost."""
+        if not await self._run("release", lease.item.lane, lease.item.execution_id, lease.token, delay):
+            raise _lost(lease)
+
+    async def hand_over(self, lane: str, leases: Sequence[Lease]) -> None:
+        """Let those that are still held run out."""
+        tokens = {lease.item.execution_id: lease.token for lease in leases}
+        for ids in chunks(list(tokens), CHUNK):
+            await self._run("hand_over", lane, *(text for each in ids for text in (each, tokens[each])))
+
+    async def cancel(self, execution_id: str, entry: Entry) -> Cancelled:
+        """Remove a waiting item, or mark a leased one."""
+        return Cancelled((await self._run("cancel", entry.lane, execution_id, entry.placement)).decode())
+
+    async def present(self, lane: str, execution_ids: Sequence[str]) -> frozenset[str]:
+        """Those of the ids that are there."""
+        found: set[str] = set()
+        for ids in chunks(execution_ids, CHUNK):
+            flags = await self._run("present", lane, *ids)
+            found.update(each for each, here in zip(ids, flags, strict=True) if here)
+        return frozenset(found)
+
+    async def vacate(self, lane: str, entries: Mapping[str, Entry]) -> frozenset[str]:
+        """Those of the executions that are not there, and by these entries will not be any more."""
+        found: set[str] = set()
+        for ids in chunks(list(entries), CHUNK):
+            flags = await self._run("vacate", lane, *(text for each in ids for text in (each, entries[each].placement)))
+            found.update(each for each, here in zip(ids, flags, strict=True) if not here)
+        return frozenset(found)
+
+    async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
+        """What would be granted next."""
+        found = await self._run("peek", lane, min(limit, _AT_ONCE)) if limit > 0 else []
+        return [_item(lane, execution_id, record) for execution_id, record in found]
+
+    async def stats(self, lane: str) -> LaneStats:
+        """The lane, counted."""
+        waiting, delayed, leased, due, places = await self._run("stats", lane)
+        return LaneStats(
+            waiting=waiting,
+            delayed=delayed,
+            leased=leased,
+            next_due_at=float(due) if due else None,
+            places=_places(places),
+        )
+
+    async def look(self, lane: str) -> LaneLook:
+        """What a waiter compares."""
+        changes, seconds = await self._run("look", lane)
+        return LaneLook(changes=changes, seconds=float(seconds) if seconds else None)
+
+    async def scan(self, lane: str, cursor: int) -> tuple[int, Mapping[str, Entry]]:
+        """The index entries of some of the items, and where to go on; 0 at the end."""
+        key = self._keys.lane_items(lane)
+        following, found = await self._servers.call(
+            lambda client, _: client.execute_command("HSCAN", key, cursor, "COUNT", CHUNK)
+        )
+        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        return int(following), {each.decode(): Entry(record.split(b" ", 3)[2].decode(), lane) for each, record in pairs}
+
+    async def _run(self, name: str, lane: str, *arguments: str | float) -> Reply:
+        return await self._servers.run(name, self._keys.lane(lane), arguments)
+
+
+def _about(item: QueueItem, placement: str) -> list[str]:
+    return [item.execution_id, str(item.priority), repr(item.due_at), placement, item.task_id]
+
+
+def _added(items: Sequence[tuple[QueueItem, str]], reply: Reply) -> Added:
+    whole, flags = reply
+    refused = frozenset(item.execution_id for (item, _), there in zip(items, flags, strict=True) if not there)
+    return Added(whole=bool(whole), refused=refused)
+
+
+def _item(lane: str, execution_id: bytes, record: bytes) -> QueueItem:
+    score, due, _, task = record.split(b" ", 3)
+    return QueueItem(
+        execution_id=execution_id.decode(),
+        task_id=task.decode(),
+        lane=lane,
+        priority=_HIGHEST_PRIORITY - int(score) // _SEQUENCES,
+        due_at=float(due),
+    )
+
+
+def _places(found: Reply) -> Mapping[str, int]:
+    pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+    return {place.decode(): int(count) for place, count in pairs}
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"{lease.worker} lost its lease of the execution {lease.item.execution_id}")

@@ -1,0 +1,26 @@
+-- ARGV: seconds; then for each lease id, priority, due, placement, task, token, whether it has a place, place.
+-- Answers like put.
+local expires = clock() + tonumber(ARGV[2])
+local answers, added = {}, false
+for each = 3, #ARGV, 8 do
+  local id, priority, due, placement, task, token, has_place, place = unpack(ARGV, each, each + 7)
+  local there = 1
+  if redis.call('HEXISTS', ITEMS, id) == 0 then
+    if redis.call('ZSCORE', REFUSED, placement) then
+      there = 0
+    else
+      redis.call('HSET', ITEMS, id, next_score(priority) .. ' ' .. due .. ' ' .. placement .. ' ' .. task)
+      redis.call('ZADD', LEASES, expires, id)
+      redis.call('HSET', TOKENS, id, token)
+      if has_place == '1' then
+        take_place(id, place)
+      end
+      added = true
+    end
+  end
+  answers[#answers + 1] = there
+end
+if added then
+  touch()
+end
+return {redis.call('HEXISTS', STATE, 'generation'), answers}

@@ -1,0 +1,257 @@
+"""The connections to Redis: one server, a master found by sentinels, or a cluster, all called the same way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
+
+from redis.asyncio import Redis, Sentinel
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from fastlane_core.builtin.redis.scripts import script
+from fastlane_core.builtin.redis.url import RedisAddress, Topology
+from fastlane_core.errors import QueueUnavailable
+
+Answer = TypeVar("Answer")
+#: What a script answers: integers, bytes, None, and lists of these.
+Reply = Any
+
+#: Seconds before the second attempt of a call; twice as long before each further one.
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 0.5
+#: Of all the time that a call has, the part that one attempt may take.
+_ATTEMPT_SHARE: Final = 0.4
+#: The oldest server whose scripts and commands these are.
+OLDEST_SERVER: Final = (6, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TlsFiles:
+    """Paths of PEM files; None for the system's authorities, and for no client certificate."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionOptions:
+    """How to connect."""
+
+    address: RedisAddress
+    tls: TlsFiles
+    sentinel_username: str | None
+    sentinel_password: str | None
+    #: Seconds that a call may take in all.
+    timeout: float
+    #: Calls under way at a time.
+    connections: int
+
+
+class Servers:
+    """Calls Redis with a bounded number of connections and of attempts, each call within its time."""
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self._options = options
+        self.timeout = options.timeout
+        self.place = options.address.place
+        self._slots = asyncio.Semaphore(options.connections)
+        self._client: Redis | RedisCluster | None = None
+        self._sentinel: Sentinel | None = None
+
+    async def open(self) -> None:
+        """Connect. Raises QueueUnavailable."""
+        self._client = self._connect()
+        await self.call(lambda client, _: client.execute_command("PING"))
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+        sentinel, self._sentinel = self._sentinel, None
+        if sentinel is not None:
+            for each in sentinel.sentinels:
+                await each.aclose()
+
+    async def run(self, name: str, keys: Sequence[str], arguments: Sequence[str | bytes | int | float] = ()) -> Reply:
+        """Run a script, which learns from its first argument whether this call may have run before."""
+        found = script(name)
+
+        async def attempt(client: Redis | RedisCluster, repeated: bool) -> Reply:
+            rest = (len(keys), *keys, int(repeated), *arguments)
+            try:
+                return await client.execute_command("EVALSHA", found.sha, *rest)
+            except NoScriptError:
+                # A server that was restarted, or has just become the master.
+                return await client.execute_command("EVAL", found.source, *rest)
+
+        return await self.call(attempt)
+
+    async def call(self, attempt: Callable[[Redis | RedisCluster, bool], Awaitable[Answer]]) -> Answer:
+        """Try until it works or the time is up. Raises QueueUnavailable."""
+        trouble: Exception | None = None
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task is not None else 0
+        try:
+            async with asyncio.timeout(self.timeout), self._slots:
+                pause = _FIRST_PAUSE
+                while True:
+                    client = self._opened()
+                    try:
+                        answer = await attempt(client, trouble is not None)
+                        # redis-py sends with asyncio.wait_for, which may drop a cancellation before Python 3.12.
+                        if task is not None and task.cancelling() > cancellations:
+                            raise asyncio.CancelledError
+                        return answer
+                    except (RedisError, RedisClusterException, OSError) as error:
+                        trouble = error
+                        if not _may_pass(error):
+                            raise self._unavailable(error) from error
+                        if isinstance(error, ReadOnlyError) and isinstance(client, Redis):
+                            # It was the master once; the name may lead to the new one now.
+                            await client.connection_pool.disconnect(inuse_connections=False)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        except TimeoutError as error:
+            raise self._unavailable(trouble or error) from (trouble or error)
+
+    async def new_node_client(self) -> Redis:
+        """A client of one server for messages: any node of a cluster, else the master. The caller closes it."""
+        client = self._opened()
+        if isinstance(client, RedisCluster):
+            await client.initialize()
+            node = client.get_random_node()
+            return Redis.from_pool(self._pool(host=node.host, port=node.port))
+        if self._options.address.topology is Topology.SENTINEL:
+            return self._master()
+        return Redis.from_pool(self._pool(**self._target()))
+
+    async def information(self) -> Mapping[str, str]:
+        """What one of the servers tells of itself, its memory and its cluster. Raises QueueUnavailable."""
+
+        async def ask(client: Redis | RedisCluster, repeated: bool) -> Mapping[str, str]:
+            node = await self.new_node_client()
+            try:
+                text = await node.info("all")
+            finally:
+                await node.aclose()
+            return {str(key): str(value) for key, value in text.items()}
+
+        return await self.call(ask)
+
+    def _opened(self) -> Redis | RedisCluster:
+        if self._client is None:
+            raise QueueUnavailable("the Redis queue is not open")
+        return self._client
+
+    def _unavailable(self, error: Exception) -> QueueUnavailable:
+        if isinstance(error, TimeoutError | RedisTimeoutError):
+            why = f"did not answer within {self.timeout:g} s"
+        else:
+            why = f"cannot be used: {str(error) or type(error).__name__}"
+        return QueueUnavailable(f"Redis at {self.place} {why}; check REDIS_URL and the server")
+
+    def _connect(self) -> Redis | RedisCluster:
+        address = self._options.address
+        if address.topology is Topology.CLUSTER:
+            arguments = {**self._arguments(), "ssl": address.tls, "retry": Retry(NoBackoff(), 0)}
+            return RedisCluster(startup_nodes=[ClusterNode(*host) for host in address.hosts], **arguments)
+        if address.topology is Topology.SENTINEL:
+            return self._master()
+        return Redis.from_pool(self._pool(**self._target()))
+
+    def _master(self) -> Redis:
+        address = self._options.address
+        if self._sentinel is None:
+            credentials = {
+                "username": self._options.sentinel_username,
+                "password": self._options.sentinel_password,
+            }
+            self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
+                address.hosts,
+                sentinel_kwargs={**self._arguments(), **self._tls(), **credentials, "db": 0},
+            )
+        # The client has the pool to itself, so closing it closes the pool.
+        return cast(
+            "Redis",
+            self._sentinel.master_for(
+                address.master,
+                **self._arguments(),
+                **self._tls(),
+                db=address.database,
+                retry=Retry(NoBackoff(), 0),
+            ),
+        )
+
+    def _target(self) -> dict[str, Any]:
+        address = self._options.address
+        if address.path is not None:
+            return {"path": address.path, "db": address.database}
+        ((host, port),) = address.hosts
+        return {"host": host, "port": port, "db": address.database}
+
+    def _pool(self, **target: Any) -> ConnectionPool:
+        arguments = {**self._arguments(), **target, "retry": Retry(NoBackoff(), 0)}
+        kind: type[Any] = Connection
+        if "path" in target:
+            kind = UnixDomainSocketConnection
+        elif self._options.address.tls:
+            kind = SSLConnection
+            arguments.update({name: value for name, value in self._tls().items() if name != "ssl"})
+        return ConnectionPool(connection_class=kind, **arguments)
+
+    def _arguments(self) -> dict[str, Any]:
+        """What every kind of client takes. Calls are limited by `_slots`, so the pools never run out."""
+        seconds = self.timeout * _ATTEMPT_SHARE
+        return {
+            "username": self._options.address.username,
+            "password": self._options.address.password,
+            "socket_timeout": seconds,
+            "socket_connect_timeout": seconds,
+            "max_connections": 2 * self._options.connections + 2,
+            "protocol": 2,
+        }
+
+    def _tls(self) -> dict[str, Any]:
+        if not self._options.address.tls:
+            return {}
+        files = self._options.tls
+        return {"ssl": True, "ssl_ca_certs": files.ca, "ssl_certfile": files.cert, "ssl_keyfile": files.key}
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel it until it has ended: redis-py may drop a cancellation before Python 3.12."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_FIRST_PAUSE)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same call may succeed soon."""
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return False
+    if isinstance(error, ReadOnlyError | ClusterDownError | TryAgainError | RedisConnectionError | RedisTimeoutError):
+        return True
+    if isinstance(error, ResponseError):
+        # A failover or a start is under way.
+        return str(error).startswith(("LOADING", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED", "BUSY ", "MOVED", "ASK"))
+    return True
