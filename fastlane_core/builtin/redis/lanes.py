@@ -11,7 +11,7 @@ from fastlane_core.builtin.redis.index import CHUNK, Entry, chunks
 from fastlane_core.builtin.redis.keys import Keys
 from fastlane_core.builtin.redis.servers import Reply, Servers
 from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, QueueItem
-from fastlane_core.errors import LeaseLost
+from fastlane_core.errors import LeaseLost, QueueUnavailable
 
 #: Leases granted, and items peeked at, by one call: it holds up the server for some milliseconds at most.
 _AT_ONCE: Final = 1_000
@@ -73,20 +73,20 @@ class Lanes:
 
     async def claim(self, lane: str, *, worker: str, capacity: int, limit: int, lease_seconds: float) -> Claimed:
         """Adopt leases that ran out, then lease what waits."""
-        call = uuid.uuid4().hex
-        changes, *found = await self._run("claim", lane, capacity, min(limit, _AT_ONCE), lease_seconds, call)
-        leases = []
-        for execution_id, record, token, has_place, place in found:
-            text = token.decode()
-            leases.append(
-                Lease(
-                    item=_item(lane, execution_id, record),
-                    worker=worker,
-                    token=text,
-                    adopted=text[len(call)] == "a",
-                    place=place.decode() if has_place else None,
-                )
-            )
+        leases: list[Lease] = []
+        changes = 0
+        while True:
+            wanted = min(limit - len(leases), _AT_ONCE)
+            call = uuid.uuid4().hex
+            try:
+                changes, *found = await self._run("claim", lane, capacity, wanted, lease_seconds, call)
+            except QueueUnavailable:
+                if leases:
+                    break
+                raise
+            leases += [_lease(lane, worker, call, each) for each in found]
+            if len(found) < wanted or len(leases) >= limit:
+                break
         return Claimed(leases=leases, changes=changes)
 
     async def assign(self, lease: Lease, offers: Sequence[tuple[str, int]]) -> str | None:
@@ -205,6 +205,18 @@ def _item(lane: str, execution_id: bytes, record: bytes) -> QueueItem:
         lane=lane,
         priority=_HIGHEST_PRIORITY - int(score) // _SEQUENCES,
         due_at=float(due),
+    )
+
+
+def _lease(lane: str, worker: str, call: str, found: Reply) -> Lease:
+    execution_id, record, token, has_place, place = found
+    text = token.decode()
+    return Lease(
+        item=_item(lane, execution_id, record),
+        worker=worker,
+        token=text,
+        adopted=text[len(call)] == "a",
+        place=place.decode() if has_place else None,
     )
 
 

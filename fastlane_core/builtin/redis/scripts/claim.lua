@@ -25,7 +25,7 @@ if RETRIED then
 end
 
 local now = clock()
-promote(now)
+promote(now, limit)
 
 local function lease(id, kind)
   local token = call .. kind .. #answer

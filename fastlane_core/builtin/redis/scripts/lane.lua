@@ -44,19 +44,21 @@ local function enqueue(id, score, due, now)
   end
 end
 
--- Makes delayed items that are due claimable: a bounded number at a time.
-local function promote(now)
-  local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, 1000)
-  if #due == 0 then
-    return
-  end
-  local scored = {}
-  for index, record in ipairs(redis.call('HMGET', ITEMS, unpack(due))) do
-    scored[2 * index - 1] = parse(record)
-    scored[2 * index] = due[index]
-  end
-  redis.call('ZADD', WAITING, unpack(scored))
-  redis.call('ZREM', DELAYED, unpack(due))
+-- Makes delayed items that are due claimable, a bounded number at a time, until so many can be claimed.
+local function promote(now, wanted)
+  repeat
+    local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, 1000)
+    if #due == 0 then
+      return
+    end
+    local scored = {}
+    for index, record in ipairs(redis.call('HMGET', ITEMS, unpack(due))) do
+      scored[2 * index - 1] = parse(record)
+      scored[2 * index] = due[index]
+    end
+    redis.call('ZADD', WAITING, unpack(scored))
+    redis.call('ZREM', DELAYED, unpack(due))
+  until redis.call('ZCARD', WAITING) >= wanted
 end
 
 local function holds(id, token)
