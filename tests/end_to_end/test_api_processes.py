@@ -23,9 +23,13 @@ SECONDS_TO_END = 30.0
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     service = Service(tmp_path, {"RUNNERS": ["process"]}, ("api", "--workers", "3"))
-    yield service.start()
-    for pid in children(service):
-        os.kill(pid, signal.SIGKILL)
+    service.start()
+    pids = all_children(service)
+    yield service
+    # Whatever the test found out, nothing of it goes on.
+    for pid in pids | children(service):
+        if is_of(service, pid):
+            os.kill(pid, signal.SIGKILL)
     service.close()
 
 
@@ -44,6 +48,14 @@ def is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def is_of(service: Service, pid: int) -> bool:
+    """Whether the process is still one of the service's: ids are used again."""
+    try:
+        return str(service.config).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def all_children(service: Service) -> set[int]:
