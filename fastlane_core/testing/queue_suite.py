@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from fastlane_core.contracts.queue import Lease, Queue
@@ -47,6 +49,10 @@ class QueueSuite(
 
     async def test_health_describes_the_server(self, queue: Queue) -> None:
         assert await queue.health()
+
+    async def test_its_clock_is_the_server_s_or_none(self, queue: Queue, now: Callable[[], float]) -> None:
+        clock = await queue.clock()
+        assert clock is None or abs(clock - now()) < 60
 
     async def test_everything_is_there_after_closing_and_opening_again(self, build_queue: BuildQueue) -> None:
         first = build_queue()

@@ -33,6 +33,10 @@ class StorageSuite(StorageTaskTests, StorageJobTests, StorageExecutionTests, Sto
     async def test_health_describes_the_server(self, storage: Storage) -> None:
         assert await storage.health()
 
+    async def test_its_clock_is_a_time_or_none(self, storage: Storage) -> None:
+        clock = await storage.clock()
+        assert clock is None or clock > 0
+
     async def test_everything_is_there_after_closing_and_opening_again(self, build_storage: BuildStorage) -> None:
         first = build_storage()
         await first.open()
