@@ -9,7 +9,7 @@ from quart import Blueprint, Response
 from fastlane_core.api.answers import json_answer
 from fastlane_core.api.context import ApiContext, current_context
 from fastlane_core.api.links import request_links
-from fastlane_core.api.lookup import find_execution, find_job
+from fastlane_core.api.lookup import find_execution
 from fastlane_core.api.outputs import SEPARATOR, read_output
 from fastlane_core.api.shapes import execution_shape, exit_code_text, job_link, task_link
 from fastlane_core.api.waiting import WaitingReasons
@@ -22,7 +22,6 @@ blueprint = Blueprint("executions", __name__, url_prefix="/tasks/<task_id>/jobs/
 async def get_job_execution(task_id: str, job_id: str, execution_id: str) -> Response:
     """An execution."""
     context = current_context()
-    await find_job(context, task_id, job_id)
     execution = await find_execution(context, task_id, job_id, execution_id)
     shape = await execution_shape(
         context, execution, WaitingReasons(context), log_bytes=context.limits.execution_log_bytes

@@ -56,6 +56,8 @@ async def find_execution(context: ApiContext, task_id: str, job_id: str, executi
         execution = await context.storage.get_execution(execution_id)
         if execution is not None and (execution.task_id, execution.job_id) == (task_id, job_id):
             return execution
+    # Tells which of the two is missing.
+    await find_job(context, task_id, job_id)
     raise NotFound(f"job {_shown(job_id)} of task {_shown(task_id)} has no execution {_shown(execution_id)}")
 
 
