@@ -120,6 +120,8 @@ async def serve_api(
         await serve(api, config, shutdown_trigger=until_stopped)
     finally:
         telling.cancel()
+        # A report under way must not come after the good-bye.
+        await asyncio.gather(telling, return_exceptions=True)
         with suppress(StorageUnavailable, TimeoutError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
                 await presence.leave()

@@ -102,6 +102,7 @@ def test_the_process_runner_refuses_an_api_of_another_process_that_others_reach(
     service.terminate()
     with Worker(service, "-i", "w1"):
         # It came first, and takes nothing from an API that others reach: what that accepts waits, and says why.
+        until("the worker is there", lambda: "worker is ready" in service.log.read_text())
         assert service.process is not None
         arguments = [sys.executable, "-m", "fastlane_core", "api", "-c", str(service.config)]
         with service.log.open("ab") as log:
