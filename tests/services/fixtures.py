@@ -137,7 +137,7 @@ def started_mongo() -> MongoServer:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis server, for every test that does not harm it; its data are whatever tests have left."""
-    _require_redis()
+    require_redis()
     with RedisServer(tmp_path_factory.mktemp("redis")) as started:
         yield started
 
@@ -145,7 +145,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture(scope="session")
 def redis_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelGroup]:
     """A master, two replicas and three sentinels, like `redis_server`."""
-    _require_redis()
+    require_redis()
     with SentinelGroup(tmp_path_factory.mktemp("sentinel"), password="secret", sentinel_password="other") as started:
         yield started
 
@@ -153,12 +153,13 @@ def redis_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentin
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterGroup]:
     """Six nodes, like `redis_server`."""
-    _require_redis()
+    require_redis()
     with ClusterGroup(tmp_path_factory.mktemp("cluster")) as started:
         yield started
 
 
-def _require_redis() -> None:
+def require_redis() -> None:
+    """Skip or fail where no Redis can be started."""
     if why := redis_unavailable():
         missing("Redis", why)
 

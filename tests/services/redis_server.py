@@ -124,6 +124,11 @@ class RedisServer:
             )
         return redis.Redis(unix_socket_path=self.socket_path, socket_timeout=5, protocol=2)
 
+    def flush(self) -> None:
+        """Empty it."""
+        with self.client() as client:
+            client.flushall()
+
     def kill(self) -> None:
         """`kill -9`."""
         assert self._process is not None
@@ -190,24 +195,6 @@ class SentinelGroup:
         with self.sentinels[-1].client() as client:
             _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME)
         return next(server for server in self.servers if server.port == int(port))
-
-    def flush(self) -> None:
-        """Empty it."""
-        with self.master().client() as client:
-            client.flushall()
-
-    def fail_over(self) -> None:
-        """Have a replica become the master, and return when the sentinels say so."""
-        before = self.master()
-
-        def asked() -> bool:
-            with contextlib.suppress(redis.ResponseError), self.sentinels[0].client() as client:
-                client.execute_command("SENTINEL", "FAILOVER", MASTER_NAME)
-                return True
-            return False
-
-        until(asked, "a sentinel that takes the order to fail over")
-        until(lambda: self.master() is not before, "a new master")
 
     def _sentinel(self, number: int) -> RedisServer:
         lines = [
@@ -281,12 +268,6 @@ class ClusterGroup:
         """Those that hold slots now."""
         return [server for server in self.servers if self._role(server) == "master"]
 
-    def flush(self) -> None:
-        """Empty all of it."""
-        for server in self.masters():
-            with server.client() as client:
-                client.flushall()
-
     def holder(self, key: str) -> RedisServer:
         """The master that holds a key."""
         for server in self.masters():
@@ -294,15 +275,6 @@ class ClusterGroup:
                 client.exists(key)
                 return server
         raise LookupError(key)
-
-    def replica_of(self, master: RedisServer) -> RedisServer:
-        """The one that takes over from a master."""
-        for server in self.servers:
-            if server is not master and self._role(server) == "slave":
-                with server.client() as client:
-                    if client.info("replication")["master_port"] == master.port:
-                        return server
-        raise LookupError(f"no replica of {master.port}")
 
     def _role(self, server: RedisServer) -> str:
         with contextlib.suppress(redis.ConnectionError), server.client() as client:

@@ -1,0 +1,121 @@
+"""Steps per second of the queues, and what a claim costs with many waiting.
+
+    python -m benchmarks.queue [--waiting 1000000] [--steps 2000] [--rounds 5] [--callers 16] [--queues sqlite,redis]
+
+For each queue: put, claim and ack per second, one item a call, by so many callers at a time; then rounds of claim and
+ack (one item each, one caller) on a lane in which 1,000 wait, and on one in which `--waiting` do, in turns. Prints the
+median rate of each with its spread, and the ratio of the two medians: 1.0 means that it does not matter how many wait.
+
+Redis is started by the benchmark, on loopback and without persistence; SQLite is on a file in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastlane_core.builtin.sqlite.queue import SqliteQueue
+from fastlane_core.contracts.queue import Lease, Queue, QueueItem
+from tests.services.redis_queues import redis_queue
+from tests.services.redis_server import RedisServer
+
+_FEW = 1_000
+_BATCH = 5_000
+
+
+async def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--waiting", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--queues", default="sqlite,redis")
+    arguments = parser.parse_args()
+    for name in arguments.queues.split(","):
+        with tempfile.TemporaryDirectory(prefix="fastlane-benchmark-") as folder, _built(name, Path(folder)) as queue:
+            await queue.open()
+            try:
+                await queue.rebuilt()
+                print(f"{name}: {await queue.health()}")
+                await _rates(queue, arguments.steps, arguments.callers)
+                await _depths(queue, arguments.waiting, arguments.steps // 4, arguments.rounds)
+            finally:
+                await queue.close()
+
+
+async def _rates(queue: Queue, steps: int, callers: int) -> None:
+    leases: list[Lease] = []
+
+    async def put() -> None:
+        await queue.put([_item("rates")])
+
+    async def claim() -> None:
+        leases.extend(await _claim(queue, "rates"))
+
+    async def ack() -> None:
+        await queue.ack(leases.pop())
+
+    for name, step in (("put", put), ("claim", claim), ("ack", ack)):
+        print(f"  {name:6}{await _rate(step, steps, callers):9,.0f}/s  ({callers} callers)")
+
+
+async def _depths(queue: Queue, waiting: int, steps: int, rounds: int) -> None:
+    depths = {"few": _FEW, "many": waiting}
+    for lane, depth in depths.items():
+        for start in range(0, depth, _BATCH):
+            await queue.put([_item(lane) for _ in range(min(_BATCH, depth - start))])
+    rates: dict[str, list[float]] = {lane: [] for lane in depths}
+    for _ in range(rounds):
+        for lane, found in rates.items():
+
+            async def claim_and_ack(lane: str = lane) -> None:
+                for lease in await _claim(queue, lane):
+                    await queue.ack(lease)
+
+            found.append(await _rate(claim_and_ack, steps, 1))
+            # So many wait again.
+            await queue.put([_item(lane) for _ in range(steps)])
+    medians = {lane: statistics.median(found) for lane, found in rates.items()}
+    for lane, found in rates.items():
+        spread = f"{min(found):,.0f} to {max(found):,.0f}"
+        print(f"  claim and ack with {depths[lane]:9,} waiting: {medians[lane]:7,.0f}/s  ({spread})")
+    print(f"  ratio {medians['few'] / medians['many']:.2f} (limit 1.5)")
+
+
+async def _rate(step: Callable[[], Awaitable[None]], steps: int, callers: int) -> float:
+    async def call() -> None:
+        for _ in range(steps // callers):
+            await step()
+
+    before = time.perf_counter()
+    await asyncio.gather(*(call() for _ in range(callers)))
+    return (steps // callers) * callers / (time.perf_counter() - before)
+
+
+async def _claim(queue: Queue, lane: str) -> Sequence[Lease]:
+    return await queue.claim(lane, worker="benchmark", capacity=1_000_000, limit=1, lease_seconds=3600.0)
+
+
+def _item(lane: str) -> QueueItem:
+    return QueueItem(execution_id=str(uuid.uuid4()), task_id="benchmark", lane=lane)
+
+
+@contextmanager
+def _built(name: str, folder: Path) -> Iterator[Queue]:
+    if name == "sqlite":
+        yield SqliteQueue(folder / "fastlane.db", clock=time.time)
+    else:
+        with RedisServer(folder) as server:
+            yield redis_queue(server.url, "benchmark", connections=16)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
