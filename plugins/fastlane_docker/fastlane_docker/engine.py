@@ -53,6 +53,7 @@ class Engine:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._client: Client | None = None
+        self._closed = False
         self._calls = Threads(_CALLS, f"docker {address.key}")
         self._stops = Threads(_STOPS, f"docker stop {address.key}")
         self._pulls = Threads(PULLS, f"docker pull {address.key}")
@@ -96,14 +97,20 @@ class Engine:
         with self._lock:
             if self._client is not None and self._client.is_outdated():
                 self._forget_client()
-            if self._client is None:
+            if self._client is None and not self._closed:
                 self._client = Client.connected(
                     self.address.url, self._timeout, connections=_CONNECTIONS, tls=self.address.tls
                 )
-            return self._client
+            client = self._client
+            if client is None or self._closed:
+                # Also while it connected: nobody else would let go of its connections.
+                self._forget_client()
+                raise ConnectionError("this worker has closed its connections")
+            return client
 
     def close(self) -> None:
         """Let go of threads and connections; calls under way end by themselves, and nobody waits for them."""
+        self._closed = True
         for threads in (self._calls, self._stops, self._pulls, self._streams, self._pings):
             threads.close()
         self._forget_client()

@@ -11,8 +11,11 @@ from dataclasses import replace
 
 import pytest
 
+from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import RunOutcome
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, StartedRun
+from fastlane_docker.addresses import parse_address
+from fastlane_docker.engine import Engine
 from fastlane_docker.runner import DockerRunner
 from tests.services.fixtures import SharedEngine
 from tests.services.http_proxy import HttpProxy
@@ -215,6 +218,22 @@ async def test_opening_and_closing_leaves_no_thread_and_no_socket(
     assert asyncio.all_tasks() == {asyncio.current_task()}
     by = await opened(build_runner(docker_engine.url))
     await run.stop(0, by=by)
+
+
+async def test_engine_that_is_closed_while_it_connects_keeps_no_connection(http_proxy: HttpProxy) -> None:
+    sockets = _sockets()
+    engine = Engine(parse_address(http_proxy.url), 10.0, lambda why: None)
+    http_proxy.hold_next("^GET /version")
+    calling = asyncio.create_task(engine.call("ping", lambda client: client.ping()))
+    await until("it connects", http_proxy.holding.is_set)
+
+    engine.close()
+    http_proxy.let_go()
+
+    with pytest.raises(EngineUnavailable, match="has closed its connections"):
+        await calling
+    await until("sockets are closed", lambda: _sockets() <= sockets)
+    assert http_proxy.count("/_ping") == 0
 
 
 def _sockets() -> int:
