@@ -37,6 +37,8 @@ Reply = Any
 #: Seconds before the second attempt of a call; twice as long before each further one.
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 0.5
+#: Seconds that a cancelled task has for closing its connections before it is cancelled again.
+_CLEAN_UP_SECONDS: Final = 2.0
 #: Of all the time that a call has, the part that one attempt may take.
 _ATTEMPT_SHARE: Final = 0.4
 #: The oldest server whose scripts and commands these are.
@@ -75,7 +77,7 @@ class Servers:
         self.place = options.address.place
         self._slots = asyncio.Semaphore(options.connections)
         self._client: Redis | RedisCluster | None = None
-        self._sentinel: Sentinel | None = None
+        self._sentinel: _Sentinels | None = None
 
     async def open(self) -> None:
         """Connect. Raises QueueUnavailable."""
@@ -87,6 +89,10 @@ class Servers:
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
+        if isinstance(client, RedisCluster):
+            # After trouble the client takes itself for closed, and its connections stay.
+            for kind in ("nodes_cache", "startup_nodes"):
+                await client.nodes_manager.aclose(kind)
         sentinel, self._sentinel = self._sentinel, None
         if sentinel is not None:
             for each in sentinel.sentinels:
@@ -186,7 +192,7 @@ class Servers:
                 "username": self._options.sentinel_username,
                 "password": self._options.sentinel_password,
             }
-            self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            self._sentinel = _Sentinels(
                 address.hosts,
                 sentinel_kwargs={**self._arguments(), **self._tls(), **credentials, "db": 0},
             )
@@ -238,11 +244,23 @@ class Servers:
         return {"ssl": True, "ssl_ca_certs": files.ca, "ssl_certfile": files.cert, "ssl_keyfile": files.key}
 
 
+class _Sentinels(Sentinel):
+    """Asked one call at a time: each reorders the list, and two at once would lose one of the sentinels."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+        self._asking = asyncio.Lock()
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        async with self._asking:
+            return cast("tuple[str, int]", await super().discover_master(service_name))
+
+
 async def end_task(task: asyncio.Task[None]) -> None:
     """Cancel it until it has ended: redis-py may drop a cancellation before Python 3.12."""
     while not task.done():
         task.cancel()
-        await asyncio.wait([task], timeout=_FIRST_PAUSE)
+        await asyncio.wait([task], timeout=_CLEAN_UP_SECONDS)
 
 
 def _may_pass(error: Exception) -> bool:
