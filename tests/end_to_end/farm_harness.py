@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import requests
+from docker.errors import DockerException
 
 from tests.end_to_end.service import Service, until
 from tests.services.docker_engine import DockerEngine
@@ -20,6 +23,8 @@ from tests.services.docker_engine import DockerEngine
 LABEL = "fastlane.deployment"
 #: Seconds between two looks of the sampler.
 _SAMPLE_SECONDS = 0.05
+#: What the SDK raises for an engine that a test has killed.
+_DOWN = (requests.RequestException, DockerException)
 
 
 class Fastlane:
@@ -131,33 +136,39 @@ def witnessed(deployment: str, farms: Mapping[str, Sequence[DockerEngine]]) -> I
 
 
 def _watch(deployment: str, engines: Sequence[DockerEngine], witness: Witness, stop: threading.Event) -> None:
+    """An engine that a test has killed tells nothing meanwhile."""
     label = f"{LABEL}={deployment}"
     since = time.time()
-    with ExitStack() as stack:
-        clients = [stack.enter_context(contextlib.closing(sdk(engine))) for engine in engines]
-        while True:
-            ends = stop.wait(_SAMPLE_SECONDS)
-            running = sum(len(client.containers(filters={"label": label}, quiet=True)) for client in clients)
-            witness.seen_most = max(witness.seen_most, running)
-            witness.looks += 1
-            now = time.time()
-            # Engines keep their last 256 events only: they are asked again and again, with some overlap.
-            if ends or now - since > 1.0:
-                filters = {"type": ["container"], "event": ["create", "start", "die"], "label": [label]}
-                for number, client in enumerate(clients):
-                    for event in client.events(
-                        since=f"{since - 1:.6f}", until=f"{now:.6f}", filters=filters, decode=True
-                    ):
-                        key = (number, event["timeNano"], event["Action"], event["id"])
-                        witness.events[key] = event["Actor"]["Attributes"]["fastlane.execution"]
-                since = now
-            if ends:
-                return
+    ends = False
+    while not ends:
+        ends = stop.wait(_SAMPLE_SECONDS)
+        now = time.time()
+        asks_for_events = ends or now - since > 1.0
+        running = 0
+        for number, engine in enumerate(engines):
+            with contextlib.suppress(*_DOWN), contextlib.closing(sdk(engine)) as client:
+                running += len(client.containers(filters={"label": label}, quiet=True))
+                if asks_for_events:
+                    _note_events(witness, number, client, label, since - 1, now)
+        witness.seen_most = max(witness.seen_most, running)
+        witness.looks += 1
+        if asks_for_events:
+            since = now
+
+
+def _note_events(
+    witness: Witness, number: int, client: docker.APIClient, label: str, since: float, until: float
+) -> None:
+    # Engines keep their last 256 events only: they are asked again and again, with some overlap.
+    filters = {"type": ["container"], "event": ["create", "start", "die"], "label": [label]}
+    for event in client.events(since=f"{since:.6f}", until=f"{until:.6f}", filters=filters, decode=True):
+        key = (number, event["timeNano"], event["Action"], event["id"])
+        witness.events[key] = event["Actor"]["Attributes"]["fastlane.execution"]
 
 
 def sdk(engine: DockerEngine) -> docker.APIClient:
-    """The engine as its operator sees it."""
-    return docker.APIClient(base_url=engine.socket_url, version="auto", timeout=60)
+    """The engine as its operator sees it; over TCP, as the SDK leaves Unix sockets open that it could not connect."""
+    return docker.APIClient(base_url=engine.url, version="1.41", timeout=60)
 
 
 def containers_of(deployment: str, engine: DockerEngine) -> Mapping[str, Sequence[Any]]:
@@ -177,12 +188,13 @@ def clear(engine: DockerEngine) -> None:
 
 
 @contextlib.contextmanager
-def engines_of(folder: Path, count: int) -> Iterator[list[DockerEngine]]:
+def engines_of(count: int) -> Iterator[list[DockerEngine]]:
     """So many engines with busybox, side by side."""
     from tests.services.fixtures import started_engine
 
-    with ExitStack() as stack:
-        yield [stack.enter_context(started_engine(_made(folder / f"engine{number}"))) for number in range(count)]
+    # Engines listen on sockets in their folders, whose paths must be short.
+    with tempfile.TemporaryDirectory(prefix="fl") as folder, ExitStack() as stack:
+        yield [stack.enter_context(started_engine(_made(Path(folder) / str(number)))) for number in range(count)]
 
 
 def _made(folder: Path) -> Path:

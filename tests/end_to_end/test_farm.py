@@ -22,8 +22,8 @@ HANDS = 4
 
 
 @pytest.fixture(scope="module")
-def three_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[DockerEngine]]:
-    with engines_of(tmp_path_factory.mktemp("farm"), 3) as engines:
+def three_engines() -> Iterator[list[DockerEngine]]:
+    with engines_of(3) as engines:
         yield engines
 
 

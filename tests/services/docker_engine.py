@@ -141,8 +141,9 @@ class DockerEngine:
             self.resume()
             with contextlib.suppress(DockerException, requests.RequestException):
                 client = docker.APIClient(base_url=self.socket_url, version="auto", timeout=10)
-                for container in client.containers(all=True, quiet=True):
-                    client.remove_container(container["Id"], force=True)
+                with contextlib.closing(client):
+                    for container in client.containers(all=True, quiet=True):
+                        client.remove_container(container["Id"], force=True)
             self.stop()
         _remove(self._folder, self._bridge)
 

@@ -26,6 +26,7 @@ class TcpProxy:
         self._delay = 0.0
         self._sockets: set[socket.socket] = set()
         self._listener: socket.socket | None = None
+        self._placeholder: socket.socket | None = None
         self._listen(0)
         #: Where it listens, for as long as it lives.
         self.port = self._bound_port()
@@ -48,6 +49,8 @@ class TcpProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.refuse()
+        if self._placeholder is not None:
+            self._placeholder.close()
 
     def pass_on(self, *, delay: float = 0.0) -> None:
         """Work, with `delay` seconds before each piece of data, in either direction."""
@@ -72,13 +75,16 @@ class TcpProxy:
         listener, self._listener = self._listener, None
         if listener is not None:
             _shut(listener)
+            # The port stays taken, or somebody else might answer there.
+            self._placeholder = _bound(self.port)
         self.cut()
         self._flows.set()
 
     def _listen(self, port: int) -> None:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        if self._placeholder is not None:
+            self._placeholder.close()
+            self._placeholder = None
+        listener = _bound(port)
         listener.listen(128)
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
@@ -120,6 +126,13 @@ class TcpProxy:
             self._sockets -= {source, sink}
         _shut(source)
         _shut(sink)
+
+
+def _bound(port: int) -> socket.socket:
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
 
 
 def _shut(each: socket.socket) -> None:
