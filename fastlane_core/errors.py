@@ -19,6 +19,7 @@
         ├── ImageNotFound         the image does not exist, or may not be pulled
         ├── PullFailed            the image could not be pulled this time
         ├── StartRejected         the engine refused to create or start the run
+        ├── StartLost             the engine died while it started the run, and can neither go on nor tell
         ├── RunNotFound           the engine knows no run by that handle
         └── Unsupported           the runner lacks this optional ability
 
@@ -115,6 +116,13 @@ class PullFailed(RunnerError):
 
 class StartRejected(RunnerError):
     """The engine refused to create or start the run. The execution fails with `start_rejected`."""
+
+
+class StartLost(RunnerError):
+    """The engine died while it started the run and cannot go on with it now that it is back.
+
+    Whether the command ran is unknown. The execution fails with `engine_lost`, and is tried again.
+    """
 
 
 class RunNotFound(RunnerError):

@@ -144,7 +144,8 @@ class Runner(ABC):
         running or ended, and starts one that was created but never started. It does so even if what the caller saw
         of an earlier call was an error.
 
-        Raises ImageNotFound, PullFailed, StartRejected; EngineUnavailable (then whether the run exists is unknown).
+        Raises ImageNotFound, PullFailed, StartRejected, StartLost; EngineUnavailable (then whether the run exists is
+        unknown, and the same is asked again).
         """
 
     @abstractmethod

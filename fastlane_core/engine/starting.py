@@ -15,7 +15,7 @@ from fastlane_core.engine.faultpoints import FaultPoint
 from fastlane_core.engine.lifecycle import Ending, before_start, placed, put_back, start_asked, started
 from fastlane_core.engine.preparing import prepare
 from fastlane_core.engine.records import change_execution
-from fastlane_core.errors import EngineUnavailable, FastlaneError, ImageNotFound, PullFailed, StartRejected
+from fastlane_core.errors import EngineUnavailable, FastlaneError, ImageNotFound, PullFailed, StartLost, StartRejected
 from fastlane_core.models import (
     Event,
     EventKind,
@@ -151,6 +151,8 @@ class Starter:
         while True:
             try:
                 return await runner.start(request)
+            except StartLost as error:
+                raise _EngineLost(str(error)) from error
             except EngineUnavailable as error:
                 failures += 1
                 self._unreachable(execution, error)

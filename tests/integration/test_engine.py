@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastlane_core.engine.presence import WORKERS_SCOPE
-from fastlane_core.errors import EngineUnavailable
+from fastlane_core.errors import EngineUnavailable, StartLost
 from fastlane_core.models import EventKind, Execution, Reason, Status, Stream
 from tests.integration.engine_harness import QUICK, Deployment, deployment, until
 
@@ -147,6 +147,17 @@ async def test_a_start_whose_answer_was_lost_is_found_and_not_repeated(fastlane:
     assert ended.status is Status.DONE
     assert fastlane.engine.starts == {ended.id: 1}
     assert await fastlane.output(ended) == b"once\n"
+
+
+async def test_a_start_that_its_engine_lost_is_tried_again_and_uses_up_no_retry(fastlane: Deployment) -> None:
+    fastlane.engine.fail_next_start(StartLost("the engine died while it started it"))
+    async with fastlane.worker():
+        first = await fastlane.ended(await fastlane.submit("echo once"))
+        assert (first.status, first.reason, first.exit_code) == (Status.FAILED, Reason.ENGINE_LOST, None)
+        await until(lambda: _count_attempts(fastlane, first, 2))
+        (_, second) = await fastlane.attempts(first)
+        assert (await fastlane.ended(second)).status is Status.DONE
+    assert second.retries_used == 0
 
 
 async def test_an_execution_whose_start_gets_no_answer_stays_with_its_place_and_says_why(fastlane: Deployment) -> None:

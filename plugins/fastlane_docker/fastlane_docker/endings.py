@@ -15,13 +15,18 @@ from fastlane_docker.engine import Engine
 
 #: Exit codes that an engine's `stop` gives: killed by SIGTERM, or by SIGKILL after the grace.
 _STOPPED = (143, 137)
+#: What an engine notes of a run that ended while it was dead, where nothing tells how.
+_UNKNOWN = 255
 #: Seconds in which an engine that ends its containers because it is asked to end itself is gone.
 _LAST_BREATH = 2.0
 
 
-async def true_outcome(engine: Engine, outcome: RunOutcome, *, drain: Cordon | None, drained: bool) -> RunOutcome:
+async def true_outcome(
+    engine: Engine, outcome: RunOutcome, *, in_sight: bool, drain: Cordon | None, drained: bool
+) -> RunOutcome:
     """The outcome of a run that nobody had asked to end, or what stands behind it where it was killed.
 
+    `in_sight` tells that this worker started it and has had the engine in reach ever since.
     `drain` is the one by which runs on the host are stopped, if any; `drained` tells that this worker did so to this
     run. Raises EngineUnavailable for an engine that went down meanwhile: ask again when it is back.
     """
@@ -31,7 +36,7 @@ async def true_outcome(engine: Engine, outcome: RunOutcome, *, drain: Cordon | N
             return replace(outcome, reason=Reason.DRAINED, message=message)
         return outcome
     killed = outcome.exit_code in _STOPPED and outcome.reason is not Reason.OUT_OF_MEMORY
-    if not (killed or engine.had_trouble):
+    if in_sight and not killed:
         return outcome
     before = await _ended_before_the_engine_began(engine, outcome)
     if killed and not before:
@@ -39,7 +44,7 @@ async def true_outcome(engine: Engine, outcome: RunOutcome, *, drain: Cordon | N
         before = await _ended_before_the_engine_began(engine, outcome)
     if not before:
         return outcome
-    if killed:
+    if killed or outcome.exit_code == _UNKNOWN:
         message = f"The Docker engine {engine.address.key} went down while it ran, and ended it."
         return replace(outcome, reason=Reason.ENGINE_LOST, message=message)
     # Engines keep what a run writes only while they live.

@@ -209,6 +209,8 @@ def cut(words: str) -> str:
 
 def _short(error: BaseException) -> str:
     """The innermost reason, without the SDK's wrapping, or what TLS has to do with it."""
+    if isinstance(error, APIError):
+        return explanation(error)[:300]
     seen: BaseException = error
     while not isinstance(seen, TlsTrouble | TlsFileError):
         inner = seen.__cause__ or seen.__context__

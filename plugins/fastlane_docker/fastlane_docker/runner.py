@@ -67,6 +67,8 @@ class DockerRunner(Runner):
         self._addresses = self._farms.addresses()
         #: Containers that core wanted stopped, until they are seen to have ended.
         self._stopped: set[str] = set()
+        #: Containers that were started here, until they are processed.
+        self._own: set[str] = set()
         self._pool = Pool(context, self._settings, self._addresses)
         self._retention: asyncio.Task[None] | None = None
 
@@ -147,6 +149,7 @@ class DockerRunner(Runner):
                 request.spec.image, resolved.pull_policy, platform=resolved.options.platform or ""
             )
             container = await engine.call("start", start)
+        self._own.add(container)
         handle = self._handle(engine, container, containers.name_of(request.execution_id))
         if resolved.options.stopGrace is not None:
             return replace(handle, data={**handle.data, "stopGrace": resolved.options.stopGrace})
@@ -165,7 +168,8 @@ class DockerRunner(Runner):
                     if container in self._stopped:
                         self._stopped.discard(container)
                         return outcome
-                    return await true_outcome(engine, outcome, drain=drain, drained=drained)
+                    in_sight = container in self._own and not engine.had_trouble
+                    return await true_outcome(engine, outcome, in_sight=in_sight, drain=drain, drained=drained)
                 if drain is not None and not drained:
                     log.info("stopping a run because its host is drained", host=engine.address.key)
                     drained = True
@@ -233,6 +237,7 @@ class DockerRunner(Runner):
 
         await engine.call("finish", finish)
         self._stopped.discard(container)
+        self._own.discard(container)
 
     async def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:
         engine = self._pool.engine(place)

@@ -14,7 +14,7 @@ from typing import Any
 
 from docker.errors import APIError, NotFound
 
-from fastlane_core.errors import EngineUnavailable, ImageNotFound, StartRejected
+from fastlane_core.errors import EngineUnavailable, ImageNotFound, StartLost, StartRejected
 from fastlane_core.models import RunRequest
 from fastlane_docker import containers
 from fastlane_docker.client import Client
@@ -23,6 +23,9 @@ from fastlane_docker.engine import explanation, is_engines_fault
 from fastlane_docker.policies import Resolved
 from fastlane_docker.settings import DockerSettings
 
+#: What an engine says of a container that it was starting when it was killed, for ever: it does not know of the start,
+#: but what it runs containers with does.
+_INTERRUPTED = (": already exists", ": file exists")
 #: Tries, where others remove or rename the container meanwhile.
 _TRIES = 3
 #: An engine gives a name away some time before the container can be seen: looks for it, and seconds between them.
@@ -38,7 +41,7 @@ def start_run(
     A command that cannot be executed is no error: that is how the run ended, and the container's state tells.
     `confirm` raises when nothing must be started any more. What was created then stays, for the worker that has taken
     the execution over or, after its end, for reconciliation.
-    Raises ImageNotFound, StartRejected, EngineUnavailable, and what the SDK raises for an engine in trouble.
+    Raises ImageNotFound, StartRejected, StartLost, EngineUnavailable, and what the SDK raises for an engine in trouble.
     """
     for _ in range(_TRIES):
         container, is_new = _created_or_found(client, request, resolved, settings)
@@ -128,9 +131,13 @@ def _judge(client: Client, request: RunRequest, container: str, error: APIError)
         return
     if containers.could_not_start(state) and containers.failed_by_command(state):
         return
-    if is_engines_fault(error):
+    words = explanation(error)
+    was_interrupted = any(each in words for each in _INTERRUPTED)
+    if is_engines_fault(error) and not was_interrupted:
         raise error
     client.remove_container(container, force=True, v=True)
+    if was_interrupted:
+        raise StartLost(f"the Docker engine {request.place} died while it started it: {words}") from error
     raise _rejected(request, error) from error
 
 
