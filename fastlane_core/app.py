@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_DAY = 86_400.0
 #: Scope and key under which a deployment keeps its id.
 _DEPLOYMENT_SCOPE, _DEPLOYMENT_KEY = "deployment", "id"
 
@@ -135,6 +136,7 @@ def engine_options(settings: WorkerSettings) -> EngineOptions:
         max_log_bytes=settings.max_log_bytes,
         reconcile_interval_seconds=settings.reconcile_interval_seconds,
         engine_lost_after_seconds=settings.engine_lost_after_seconds,
+        keep_finished_seconds=settings.keep_finished_days and settings.keep_finished_days * _DAY,
         retry_backoff=Backoff(
             first=settings.exponential_backoff_min_ms / 1000,
             factor=settings.exponential_backoff_factor,

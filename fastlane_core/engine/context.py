@@ -54,6 +54,8 @@ class EngineOptions:
     reconcile_interval_seconds: float = 10.0
     #: How long a run on an engine that is out of reach is waited for.
     engine_lost_after_seconds: float = 300.0
+    #: After which an execution that has ended is removed with its log; None keeps all.
+    keep_finished_seconds: float | None = None
     retry_backoff: Backoff = field(default_factory=lambda: Backoff(first=1.0))
     #: For engines, storages and queues that are out of reach.
     trouble_backoff: Backoff = field(default_factory=lambda: Backoff(first=0.25, cap=5.0))

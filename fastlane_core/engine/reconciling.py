@@ -31,6 +31,9 @@ log = structlog.get_logger(__name__)
 
 #: Unfinished records looked at in one pass.
 _PASS = 5_000
+#: Executions that one pass removes because they are old, and that one call does.
+_REMOVED = 1_000
+_REMOVED_AT_ONCE = 100
 #: Leftovers of one place that are ended at a time: each may take its grace.
 _CLEANED_AT_A_TIME = 16
 #: Executions of which it is remembered that the request to stop them was repeated.
@@ -84,6 +87,7 @@ class Reconciler:
         async for misfit in self._inspection.closed_lanes():
             await self._route_anew(misfit)
         await self._adopt_in_closed_lanes()
+        await self._remove_old()
         for runner in self._context.routing.runners:
             for place in await self._places(runner):
                 await self._try_to_sweep(runner, place)
@@ -200,6 +204,22 @@ class Reconciler:
                     lease_seconds=self._context.options.lease_seconds,
                 )
                 self._keeper.keep(leases)
+
+    # Retention
+
+    async def _remove_old(self) -> None:
+        """Remove executions that ended long ago, some in each pass."""
+        keep = self._context.options.keep_finished_seconds
+        if keep is None:
+            return
+        before, removed = self._context.clock() - keep, 0
+        while removed < _REMOVED:
+            count = await self._context.storage.remove_finished(before=before, limit=_REMOVED_AT_ONCE)
+            removed += count
+            if count < _REMOVED_AT_ONCE:
+                break
+        if removed:
+            log.info("removed executions that ended long ago", count=removed, days=keep / 86_400)
 
     # Runs on engines
 

@@ -128,6 +128,12 @@ class WorkerSettings(_Section):
         description="How long a run on an engine that is out of reach is waited for, in seconds, before it counts "
         "as lost.",
     )
+    keep_finished_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Days after which an execution that has ended is removed, with its logs; its job stays. None: "
+        "everything is kept.",
+    )
     exponential_backoff_min_ms: int = Field(
         default=1000,
         ge=1,
