@@ -13,8 +13,8 @@ _DEFAULT_URL = "mongodb://localhost:10101/fastlane"
 _DATABASE = "fastlane"
 _SCHEMES = ("mongodb://", "mongodb+srv://")
 _EXPECTED = (
-    "expected a URL like mongodb://user:password@host:27017/database, with other characters than letters, digits and "
-    "-._~ of user and password written as %XX"
+    "expected mongodb://host:27017/database, with user:password and an @ before the host if it wants them; what is no "
+    "letter, digit or -._~ in these is written as %XX"
 )
 #: A value of the driver's options.
 _Option = bool | int | float | str | None
@@ -120,8 +120,8 @@ def _refusal(url: str, database: str, options: Mapping[str, object]) -> str:
         warnings.simplefilter("error", UserWarning)
         try:
             MongoServer(url=url, database=database, options=options).client()
-        except (PyMongoError, ValueError, TypeError, UserWarning) as error:
-            reason = str(error)
+        except (PyMongoError, ValueError, TypeError, OSError, UserWarning) as error:
+            reason = str(error).partition(". ")[0]
             # What it quotes may be part of a password that was not written as it has to be.
             return _EXPECTED if any(quote in reason for quote in "'\"") else f"{reason}; {_EXPECTED}"
     return ""
