@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 from fastlane_core.builtin.mongo.database import Database
 from fastlane_core.builtin.mongo.documents import Document
@@ -33,12 +34,21 @@ async def remove_finished(database: Database, *, before: float, limit: int) -> i
         by_us = 0
         for first in range(0, len(found), _AT_A_TIME):
             some = found[first : first + _AT_A_TIME]
-            by_us += sum(await asyncio.gather(*(_remove(database, execution) for execution in some)))
+            by_us += await _remove_some(database, some)
         removed += by_us
         if not by_us:
             # Others are at the same ones.
             await asyncio.sleep(random.uniform(0, 0.05))  # noqa: S311
     return removed
+
+
+async def _remove_some(database: Database, executions: Sequence[Document]) -> int:
+    # All are waited for, rather than cancelled when one fails: each has its time.
+    removals = await asyncio.gather(*(_remove(database, each) for each in executions), return_exceptions=True)
+    for each in removals:
+        if isinstance(each, BaseException):
+            raise each
+    return sum(each is True for each in removals)
 
 
 async def _remove(database: Database, execution: Document) -> bool:
