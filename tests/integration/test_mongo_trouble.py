@@ -139,6 +139,16 @@ async def test_a_call_that_is_cancelled_while_the_server_hangs_ends_at_once(
         assert await storage.health()
 
 
+async def test_closing_does_not_wait_for_a_server_that_hangs(own_mongo: MongoServer, storage: MongoStorage) -> None:
+    await storage.submit([a_submission()])
+    own_mongo.pause()
+    try:
+        async with asyncio.timeout(15.0):
+            await storage.close()
+    finally:
+        own_mongo.resume()
+
+
 async def test_a_server_that_is_not_there_is_named_without_the_password() -> None:
     url = f"mongodb://app:hunter2@127.0.0.1:{free_port()}/"
     storage = MongoStorage(Server(url=url, database="fastlane"), timeout=TIMEOUT)

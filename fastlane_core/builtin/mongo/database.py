@@ -22,6 +22,7 @@ from fastlane_core.errors import SchemaTooNew, StorageUnavailable
 SCHEMA_VERSION = 1
 #: Indexes of a big database that a newer Fastlane adds take their time.
 _INDEX_SECONDS = 600.0
+_CLOSE_SECONDS = 1.0
 
 _INDEXES: Mapping[str, list[IndexModel]] = {
     "tasks": [
@@ -113,7 +114,9 @@ class Database:
         """Close the connections; no error if there are none."""
         client, self._client, self._collections = self._client, None, None
         if client is not None:
-            await client.close()
+            # It tells the servers, and would wait for them half a minute if they are gone.
+            with pymongo.timeout(_CLOSE_SECONDS):
+                await client.close()
 
     async def health(self) -> str:
         """Version and topology of the servers. Raises StorageUnavailable."""
