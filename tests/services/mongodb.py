@@ -91,6 +91,10 @@ class MongoServer(ABC):
         """Make it hang: its sockets stay open and nothing answers."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
+        # Its threads stop one after the other, and a last answer may still come out.
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        while any(b") T " not in (each / "stat").read_bytes() for each in tasks.iterdir()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Let it go on."""
@@ -190,7 +194,8 @@ class WireServer(MongoServer):
 
     def _command(self) -> list[str]:
         database = f"postgres://postgres@127.0.0.1:{self._postgres_port}/postgres?pool_max_conns={_CONNECTIONS}"
-        return [str(_built()), "-listen", f"127.0.0.1:{self.port}", "-postgres", database]
+        socket_path = f"{self._folder}/mongo.sock"
+        return [str(_built()), "-listen", f"127.0.0.1:{self.port}", "-socket", socket_path, "-postgres", database]
 
 
 def unavailable() -> str:

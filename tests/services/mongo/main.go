@@ -7,7 +7,6 @@ import (
 	"log"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 
 	"github.com/FerretDB/FerretDB/ferretdb"
@@ -16,15 +15,12 @@ import (
 func main() {
 	listen := flag.String("listen", "127.0.0.1:27017", "address to listen on")
 	postgres := flag.String("postgres", "", "URL of the PostgreSQL database that holds the data")
+	socket := flag.String("socket", "mongo.sock", "Unix socket to use within")
 	flag.Parse()
-	folder, err := os.MkdirTemp("", "mongo-server-")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer os.RemoveAll(folder)
-	socket := filepath.Join(folder, "inner.sock")
+	// Left by one that was killed.
+	os.Remove(*socket)
 	server, err := ferretdb.New(&ferretdb.Config{
-		Listener:      ferretdb.ListenerConfig{Unix: socket},
+		Listener:      ferretdb.ListenerConfig{Unix: *socket},
 		Handler:       "postgresql",
 		PostgreSQLURL: *postgres,
 	})
@@ -34,7 +30,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	go func() {
-		if err := serve(*listen, socket); err != nil {
+		if err := serve(*listen, *socket); err != nil {
 			log.Print(err)
 			stop()
 		}
