@@ -106,7 +106,14 @@ class TcpProxy:
                 continue
             far.settimeout(None)
             with self._lock:
-                self._sockets |= {near, far}
+                refuses = self._listener is not listener
+                if not refuses:
+                    self._sockets |= {near, far}
+            if refuses:
+                # Accepted just before, and too late to be cut with the others.
+                _shut(near)
+                _shut(far)
+                return
             asked, answered = self._filters()
             for source, sink, filtered in ((near, far, asked), (far, near, answered)):
                 threading.Thread(target=self._pump, args=(source, sink, filtered), daemon=True).start()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fastlane_core.hookspecs import CheckContext, Finding, RunnerContext, RunnerPlugin, SettingsSection, hookimpl
-from fastlane_docker.options import DockerOptions
+from fastlane_docker.options.docker_options import DockerOptions
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
 
@@ -34,7 +34,7 @@ def fastlane_runners() -> Iterator[RunnerPlugin]:
 @hookimpl
 def fastlane_blueprints(context: RunnerContext) -> Iterator[Blueprint]:
     """The routes that blacklist and drain hosts."""
-    from fastlane_docker.blacklist import blacklist_blueprint
+    from fastlane_docker.farm.blacklist import blacklist_blueprint
 
     yield blacklist_blueprint(context)
 
@@ -44,6 +44,6 @@ async def fastlane_checks(context: CheckContext) -> Sequence[Finding]:
     """Whether each engine answers, and what its clock says."""
     if "docker" not in context.runners:
         return []
-    from fastlane_docker.checks import check_hosts
+    from fastlane_docker.farm.checks import check_hosts
 
     return await check_hosts(context)

@@ -25,21 +25,21 @@ from fastlane_core.contracts.runner import (
 from fastlane_core.errors import EngineUnavailable, ImageNotFound, RunNotFound
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest, RunSpec
-from fastlane_docker import containers
-from fastlane_docker.certificates import check_files
-from fastlane_docker.client import Client
-from fastlane_docker.endings import true_outcome
-from fastlane_docker.engine import Engine
-from fastlane_docker.farms import Farm, Farms
-from fastlane_docker.listing import CannotRemove, list_containers, remove
-from fastlane_docker.logs import read_log
-from fastlane_docker.policies import check_options, resolve
-from fastlane_docker.pool import Pool
-from fastlane_docker.pruning import prune_engine
-from fastlane_docker.references import check_image
-from fastlane_docker.retention import Retention, turn_seconds
+from fastlane_docker.engines.certificates import check_files
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.engine import Engine
+from fastlane_docker.farm.farms import Farm, Farms
+from fastlane_docker.farm.pool import Pool
+from fastlane_docker.images.references import check_image
+from fastlane_docker.logs.following import read_log
+from fastlane_docker.options.policies import check_options, resolve
+from fastlane_docker.runs import containers
+from fastlane_docker.runs.endings import true_outcome
+from fastlane_docker.runs.listing import CannotRemove, list_containers, remove
+from fastlane_docker.runs.pruning import prune_engine
+from fastlane_docker.runs.retention import Retention, turn_seconds
+from fastlane_docker.runs.starting import start_run
 from fastlane_docker.settings import DockerSettings
-from fastlane_docker.starting import start_run
 
 log = structlog.get_logger(__name__)
 

@@ -20,12 +20,12 @@ from pydantic import (
 )
 
 from fastlane_core.errors import InvalidInput
-from fastlane_docker.addresses import Address, TlsFiles, parse_address
-from fastlane_docker.options import DockerOptions
-from fastlane_docker.permissions import Limits, Permissions, check_limits
-from fastlane_docker.pull_policy import PullPolicy
-from fastlane_docker.references import registry_of
-from fastlane_docker.values import LabelName, LabelText
+from fastlane_docker.engines.addresses import Address, TlsFiles, parse_address
+from fastlane_docker.images.pull_policy import PullPolicy
+from fastlane_docker.images.references import registry_of
+from fastlane_docker.options.docker_options import DockerOptions
+from fastlane_docker.options.permissions import Limits, Permissions, check_limits
+from fastlane_docker.options.values import LabelName, LabelText
 
 
 class HostSettings(BaseModel):

@@ -47,7 +47,13 @@ async def build_runner(deployment_id: str, storage: Storage) -> AsyncIterator[Bu
 
     def build(*hosts: str, deployment: str | None = None, **settings: object) -> DockerRunner:
         farm = {"hosts": list(hosts) or ["unused"], "maxRunning": 8}
-        values = {"docker_hosts": [farm], "docker_timeout_seconds": 10.0, "docker_ping_seconds": 0.2, **settings}
+        values = {
+            "docker_hosts": [farm],
+            "docker_timeout_seconds": 10.0,
+            "docker_ping_seconds": 0.2,
+            "docker_circuit_breaker_reset_timeout_seconds": 1.0,
+            **settings,
+        }
         section = DockerSettings.model_validate(values)
         runner = DockerRunner(runner_context(section, deployment_id=deployment or deployment_id, storage=storage))
         runners.append(runner)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastlane_docker.addresses import TlsFiles, parse_address
+from fastlane_docker.engines.addresses import TlsFiles, parse_address
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastlane_docker.chunked import ChunkedBody
+from fastlane_docker.engines.chunked import ChunkedBody
 
 CONTENT = [b"a", b"line\r\n", b"x" * 300, b"\r\n0\r\n\r\n", b"last"]
 

@@ -8,7 +8,7 @@ from fastlane_core.contracts.storage import Storage
 from fastlane_core.errors import StorageUnavailable
 from fastlane_core.models import Event, EventKind
 from fastlane_core.testing.runner_context import runner_context
-from fastlane_docker.circuits import Circuit, Circuits
+from fastlane_docker.farm.circuits import Circuit, Circuits
 
 HOST = "docker1:2375"
 

@@ -18,11 +18,11 @@ import pytest_asyncio
 from fastlane_core.errors import StartRejected
 from fastlane_core.models import Reason
 from fastlane_core.testing.runner_driver import RunDriver
-from fastlane_docker.client import Client
-from fastlane_docker.creating import create
-from fastlane_docker.options import DockerOptions
-from fastlane_docker.policies import Resolved
+from fastlane_docker.engines.client import Client
+from fastlane_docker.options.docker_options import DockerOptions
+from fastlane_docker.options.policies import Resolved
 from fastlane_docker.runner import DockerRunner
+from fastlane_docker.runs.creating import create
 from fastlane_docker.settings import DockerSettings
 from tests.services.fixtures import SharedEngine
 from tests.services.images import add_ubuntu, can_make_ubuntu

@@ -20,7 +20,7 @@ from fastlane_core.contracts.storage import Storage
 from fastlane_core.errors import ImageNotFound
 from fastlane_core.models import Reason
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, ignore_progress
-from fastlane_docker.cordons import Cordon, Then, cordons, lift_cordon, put_cordon
+from fastlane_docker.farm.cordons import Cordon, Then, cordons, lift_cordon, put_cordon
 from fastlane_docker.runner import DockerRunner
 from tests.services.fixtures import SharedEngine
 from tests.services.registry import Registry

@@ -19,7 +19,7 @@ import requests
 from fastlane_core.errors import ImageNotFound, PullFailed
 from fastlane_core.models import JsonObject, Progress
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, StartedRun, ignore_progress
-from fastlane_docker.addresses import parse_address
+from fastlane_docker.engines.addresses import parse_address
 from fastlane_docker.runner import DockerRunner
 from tests.services.docker_engine import DockerEngine
 from tests.services.fixtures import SharedEngine

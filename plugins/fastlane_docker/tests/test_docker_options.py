@@ -10,7 +10,7 @@ import pytest
 from fastlane_core.errors import InvalidInput
 from fastlane_core.models import RunSpec
 from fastlane_core.testing.runner_context import runner_context
-from fastlane_docker.options import DockerOptions
+from fastlane_docker.options.docker_options import DockerOptions
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
 

@@ -9,12 +9,12 @@ import pytest
 
 from fastlane_core.errors import RunNotFound
 from fastlane_core.testing.runner_driver import RunDriver, Written
-from fastlane_docker.addresses import parse_address
-from fastlane_docker.client import Client, chunks_of
-from fastlane_docker.engine import Engine
-from fastlane_docker.frames import FrameReader
-from fastlane_docker.logs import goes_on
-from fastlane_docker.positions import Positions
+from fastlane_docker.engines.addresses import parse_address
+from fastlane_docker.engines.client import Client, chunks_of
+from fastlane_docker.engines.engine import Engine
+from fastlane_docker.logs.following import goes_on
+from fastlane_docker.logs.frames import FrameReader
+from fastlane_docker.logs.positions import Positions
 from fastlane_docker.runner import DockerRunner
 from tests.services.fixtures import SharedEngine
 

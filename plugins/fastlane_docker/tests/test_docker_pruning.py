@@ -15,11 +15,11 @@ import pytest
 from docker.errors import NotFound
 
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver
-from fastlane_docker import containers
-from fastlane_docker.addresses import parse_address
-from fastlane_docker.engine import Engine
-from fastlane_docker.pruning import prune_engine
+from fastlane_docker.engines.addresses import parse_address
+from fastlane_docker.engines.engine import Engine
 from fastlane_docker.runner import DockerRunner
+from fastlane_docker.runs import containers
+from fastlane_docker.runs.pruning import prune_engine
 from tests.services.fixtures import SharedEngine
 from tests.services.http_proxy import HttpProxy
 from tests.services.tcp_proxy import TcpProxy

@@ -15,7 +15,7 @@ from docker.errors import NotFound
 from fastlane_core.errors import EngineUnavailable, PullFailed
 from fastlane_core.models import Progress, RunRequest
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, ignore_progress
-from fastlane_docker.engine import PULLS
+from fastlane_docker.engines.engine import PULLS
 from fastlane_docker.runner import DockerRunner
 from tests.services.docker_engine import DockerEngine
 from tests.services.fixtures import SharedEngine, started_engine

@@ -16,8 +16,8 @@ from fastlane_core.errors import FastlaneError, RunNotFound
 from fastlane_core.models import RunRequest
 from fastlane_core.testing.runner_context import runner_context
 from fastlane_core.testing.runner_driver import RunDriver, StartedRun
-from fastlane_docker.retention import Retention, turn_seconds
 from fastlane_docker.runner import DockerRunner
+from fastlane_docker.runs.retention import Retention, turn_seconds
 from fastlane_docker.settings import DockerSettings
 from tests.services.fixtures import SharedEngine
 

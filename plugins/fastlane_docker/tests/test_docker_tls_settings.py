@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import serialization
 from fastlane_core.errors import SettingsError
 from fastlane_core.settings import Settings
 from fastlane_core.testing.runner_context import runner_context
-from fastlane_docker.addresses import TlsFiles
-from fastlane_docker.certificates import expiry_of, make_context, state_of
+from fastlane_docker.engines.addresses import TlsFiles
+from fastlane_docker.engines.certificates import expiry_of, make_context, state_of
 from fastlane_docker.plugin import fastlane_settings
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings

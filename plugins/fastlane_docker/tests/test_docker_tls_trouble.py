@@ -22,10 +22,10 @@ import requests
 from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import Output
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, Written
-from fastlane_docker.addresses import TlsFiles, parse_address
-from fastlane_docker.client import Client, chunks_of, hang_up
-from fastlane_docker.frames import FrameReader
-from fastlane_docker.positions import Positions
+from fastlane_docker.engines.addresses import TlsFiles, parse_address
+from fastlane_docker.engines.client import Client, chunks_of, hang_up
+from fastlane_docker.logs.frames import FrameReader
+from fastlane_docker.logs.positions import Positions
 from fastlane_docker.runner import DockerRunner
 from tests.services.certificates import Authority, Identity
 from tests.services.fixtures import SharedEngine, SharedTlsEngine

@@ -250,10 +250,10 @@ VICTIM = """
 import asyncio, os, signal, sys
 from fastlane_core.models import RunRequest, RunSpec
 from fastlane_core.testing.runner_context import runner_context
-from fastlane_docker.addresses import parse_address
-from fastlane_docker.client import Client
-from fastlane_docker.creating import create
-from fastlane_docker.policies import resolve
+from fastlane_docker.engines.addresses import parse_address
+from fastlane_docker.engines.client import Client
+from fastlane_docker.runs.creating import create
+from fastlane_docker.options.policies import resolve
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
 

@@ -14,8 +14,8 @@ import pytest
 from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import RunOutcome
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, StartedRun
-from fastlane_docker.addresses import parse_address
-from fastlane_docker.engine import Engine
+from fastlane_docker.engines.addresses import parse_address
+from fastlane_docker.engines.engine import Engine
 from fastlane_docker.runner import DockerRunner
 from tests.services.fixtures import SharedEngine
 from tests.services.http_proxy import HttpProxy

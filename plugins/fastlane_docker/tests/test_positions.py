@@ -11,8 +11,8 @@ import pytest
 
 from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import Output, Stream
-from fastlane_docker.frames import FrameReader, joined
-from fastlane_docker.positions import Positions, parse_position
+from fastlane_docker.logs.frames import FrameReader, joined
+from fastlane_docker.logs.positions import Positions, parse_position
 
 Frame = tuple[Stream, int, bytes]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fastlane_core.errors import ImageNotFound, PullFailed
-from fastlane_docker.pull_failures import pull_failure
-from fastlane_docker.references import parse_reference
-from fastlane_docker.registry_credentials import Credentials
+from fastlane_docker.images.pull_failures import pull_failure
+from fastlane_docker.images.references import parse_reference
+from fastlane_docker.images.registry_credentials import Credentials
 
 IMAGE = "127.0.0.1:5000/some/image:v1"
 

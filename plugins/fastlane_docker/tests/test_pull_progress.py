@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastlane_core.models import Progress
-from fastlane_docker.pull_progress import PullProgress
+from fastlane_docker.images.pull_progress import PullProgress
 
 MIB = 1024**2
 

@@ -7,7 +7,7 @@ import pytest
 from fastlane_core.errors import InvalidInput
 from fastlane_core.models import RunSpec
 from fastlane_core.testing.runner_context import runner_context
-from fastlane_docker.references import Reference, parse_reference, registry_of
+from fastlane_docker.images.references import Reference, parse_reference, registry_of
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
 

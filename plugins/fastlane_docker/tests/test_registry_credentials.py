@@ -12,8 +12,8 @@ import pytest
 from fastlane_core.errors import SettingsError
 from fastlane_core.settings import Settings
 from fastlane_core.settings.rendering import render
+from fastlane_docker.images.registry_credentials import Credentials, credentials_for
 from fastlane_docker.plugin import fastlane_settings
-from fastlane_docker.registry_credentials import Credentials, credentials_for
 from fastlane_docker.settings import DockerSettings
 
 SECRET = "s3cr3t-pa55"

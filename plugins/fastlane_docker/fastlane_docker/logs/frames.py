@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 
 from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import Output, Stream
-from fastlane_docker.positions import Positions
+from fastlane_docker.logs.positions import Positions
 
 #: Stream and length.
 _unpack_header = struct.Struct(">BxxxL").unpack_from

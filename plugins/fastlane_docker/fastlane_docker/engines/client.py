@@ -17,10 +17,10 @@ from docker.errors import DockerException
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
-from fastlane_docker.addresses import TlsFiles
-from fastlane_docker.certificates import make_context, state_of
-from fastlane_docker.chunked import ChunkedBody
-from fastlane_docker.tls_trouble import trouble_of_plain_http, trouble_of_tls
+from fastlane_docker.engines.addresses import TlsFiles
+from fastlane_docker.engines.certificates import make_context, state_of
+from fastlane_docker.engines.chunked import ChunkedBody
+from fastlane_docker.engines.tls_trouble import trouble_of_plain_http, trouble_of_tls
 
 #: Seconds to reach an engine, and to learn its version.
 _CONNECT_SECONDS = 5.0

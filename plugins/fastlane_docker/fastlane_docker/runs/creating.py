@@ -8,10 +8,11 @@ from typing import Any
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from fastlane_core.models import RunRequest
-from fastlane_docker import containers, options
-from fastlane_docker.client import Client
-from fastlane_docker.options import DockerOptions
-from fastlane_docker.policies import Resolved
+from fastlane_docker.engines.client import Client
+from fastlane_docker.options import docker_options as options
+from fastlane_docker.options.docker_options import DockerOptions
+from fastlane_docker.options.policies import Resolved
+from fastlane_docker.runs import containers
 from fastlane_docker.settings import DockerSettings
 
 #: Capabilities of Docker's default set that jobs rarely need: NET_RAW forges packets on the network that jobs share,

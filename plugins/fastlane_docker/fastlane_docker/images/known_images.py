@@ -13,9 +13,9 @@ import structlog
 from docker.errors import APIError
 
 from fastlane_core.errors import EngineUnavailable
-from fastlane_docker.client import Client
-from fastlane_docker.engine import Engine
-from fastlane_docker.references import Reference, parse_reference
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.engine import Engine
+from fastlane_docker.images.references import Reference, parse_reference
 
 log = structlog.get_logger(__name__)
 

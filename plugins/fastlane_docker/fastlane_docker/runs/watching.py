@@ -21,9 +21,9 @@ import structlog
 from docker.errors import APIError, DockerException
 
 from fastlane_core.errors import EngineUnavailable
-from fastlane_docker.client import hang_up, lines_of
-from fastlane_docker.engine import TROUBLE, Engine
-from fastlane_docker.listing import deployment_label, list_running
+from fastlane_docker.engines.client import hang_up, lines_of
+from fastlane_docker.engines.engine import TROUBLE, Engine
+from fastlane_docker.runs.listing import deployment_label, list_running
 
 log = structlog.get_logger(__name__)
 

@@ -9,10 +9,10 @@ from docker.errors import APIError, NotFound
 
 from fastlane_core.contracts.runner import PrunedRun, PruneReport
 from fastlane_core.errors import EngineUnavailable
-from fastlane_docker import containers
-from fastlane_docker.client import Client
-from fastlane_docker.engine import Engine
-from fastlane_docker.listing import CannotRemove, Listed, list_containers, remove
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.engine import Engine
+from fastlane_docker.runs import containers
+from fastlane_docker.runs.listing import CannotRemove, Listed, list_containers, remove
 
 #: Removals under way at a time on one engine, so that its other calls find threads.
 _AT_ONCE = 4

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 import requests
 
-from fastlane_docker.addresses import TlsFiles
-from fastlane_docker.certificates import TlsFileError, expiry_of
+from fastlane_docker.engines.addresses import TlsFiles
+from fastlane_docker.engines.certificates import TlsFileError, expiry_of
 
 #: Seconds that an engine has for saying why it hung up.
 _PROBE_SECONDS = 2.0

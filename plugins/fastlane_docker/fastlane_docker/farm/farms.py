@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fastlane_core.contracts.runner import Lane
-from fastlane_docker.addresses import Address
+from fastlane_docker.engines.addresses import Address
 from fastlane_docker.settings import DockerSettings, FarmSettings, lane_name
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from fastlane_docker.pull_policy import PullPolicy
-from fastlane_docker.values import (
+from fastlane_docker.images.pull_policy import PullPolicy
+from fastlane_docker.options.values import (
     Capability,
     Grace,
     HostName,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 
 from fastlane_core.errors import ImageNotFound, PullFailed
-from fastlane_docker.references import Reference
-from fastlane_docker.registry_credentials import Credentials
+from fastlane_docker.images.references import Reference
+from fastlane_docker.images.registry_credentials import Credentials
 
 #: What engines and registries say of images that are not to be had, whoever asks and however often.
 _NOT_THERE = (

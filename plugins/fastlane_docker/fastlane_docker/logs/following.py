@@ -14,10 +14,10 @@ from docker.errors import DockerException, NotFound
 
 from fastlane_core.errors import EngineUnavailable, RunNotFound
 from fastlane_core.models import Output
-from fastlane_docker.client import Client, chunks_of, hang_up
-from fastlane_docker.engine import TROUBLE, Engine
-from fastlane_docker.frames import FrameReader, joined
-from fastlane_docker.positions import Positions
+from fastlane_docker.engines.client import Client, chunks_of, hang_up
+from fastlane_docker.engines.engine import TROUBLE, Engine
+from fastlane_docker.logs.frames import FrameReader, joined
+from fastlane_docker.logs.positions import Positions
 
 #: Outputs read ahead of the consumer, in bytes; then the thread waits, and the engine with it.
 _READ_AHEAD = 512 * 1024

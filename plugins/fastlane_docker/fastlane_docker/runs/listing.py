@@ -8,9 +8,9 @@ from typing import Any
 
 from docker.errors import APIError, NotFound
 
-from fastlane_docker.client import Client
-from fastlane_docker.containers import LABEL_DEPLOYMENT, LABEL_EXECUTION, LABEL_FENCE
-from fastlane_docker.engine import explanation
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.engine import explanation
+from fastlane_docker.runs.containers import LABEL_DEPLOYMENT, LABEL_EXECUTION, LABEL_FENCE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from docker.errors import APIError
 
 from fastlane_core.models import Reason, RunOutcome
-from fastlane_docker.client import Client
-from fastlane_docker.containers import parse_time
-from fastlane_docker.cordons import Cordon
-from fastlane_docker.engine import Engine
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.engine import Engine
+from fastlane_docker.farm.cordons import Cordon
+from fastlane_docker.runs.containers import parse_time
 
 #: Exit codes that an engine's `stop` gives: killed by SIGTERM, or by SIGKILL after the grace.
 _STOPPED = (143, 137)

@@ -17,9 +17,9 @@ from quart import Blueprint, Response, jsonify, request
 from fastlane_core.durations import parse_duration
 from fastlane_core.errors import InvalidInput
 from fastlane_core.hookspecs import RunnerContext
-from fastlane_docker.addresses import Address, parse_address
-from fastlane_docker.cordons import Cordon, Then, cordons, lift_cordon, put_cordon
-from fastlane_docker.farms import Farms
+from fastlane_docker.engines.addresses import Address, parse_address
+from fastlane_docker.farm.cordons import Cordon, Then, cordons, lift_cordon, put_cordon
+from fastlane_docker.farm.farms import Farms
 from fastlane_docker.settings import DockerSettings
 
 _PATH = "/docker-executor/blacklist/"

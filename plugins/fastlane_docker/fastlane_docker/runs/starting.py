@@ -16,11 +16,11 @@ from docker.errors import APIError, NotFound
 
 from fastlane_core.errors import EngineUnavailable, ImageNotFound, StartLost, StartRejected
 from fastlane_core.models import RunRequest
-from fastlane_docker import containers
-from fastlane_docker.client import Client
-from fastlane_docker.creating import create, join_networks
-from fastlane_docker.engine import explanation, is_engines_fault
-from fastlane_docker.policies import Resolved
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.engine import explanation, is_engines_fault
+from fastlane_docker.options.policies import Resolved
+from fastlane_docker.runs import containers
+from fastlane_docker.runs.creating import create, join_networks
 from fastlane_docker.settings import DockerSettings
 
 #: What an engine says of a container that it was starting when it was killed, for ever: it does not know of the start,

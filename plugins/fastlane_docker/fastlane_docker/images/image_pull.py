@@ -17,12 +17,12 @@ from docker.errors import APIError, DockerException
 
 from fastlane_core.errors import ImageNotFound, PullFailed
 from fastlane_core.models import Progress
-from fastlane_docker.client import Client, hang_up, limit_silence, lines_of
-from fastlane_docker.engine import explanation
-from fastlane_docker.pull_failures import is_refusal, pull_failure
-from fastlane_docker.pull_progress import PullProgress
-from fastlane_docker.references import Reference
-from fastlane_docker.registry_credentials import Credentials, credentials_for
+from fastlane_docker.engines.client import Client, hang_up, limit_silence, lines_of
+from fastlane_docker.engines.engine import explanation
+from fastlane_docker.images.pull_failures import is_refusal, pull_failure
+from fastlane_docker.images.pull_progress import PullProgress
+from fastlane_docker.images.references import Reference
+from fastlane_docker.images.registry_credentials import Credentials, credentials_for
 from fastlane_docker.settings import DockerSettings
 
 log = structlog.get_logger(__name__)

@@ -12,12 +12,12 @@ from docker.errors import ImageNotFound as NoSuchImage
 from fastlane_core.contracts.runner import ProgressCallback
 from fastlane_core.errors import ImageNotFound
 from fastlane_core.models import Progress
-from fastlane_docker.client import Client
-from fastlane_docker.engine import PULLS, Engine
-from fastlane_docker.image_pull import ImagePull
-from fastlane_docker.known_images import KnownImages
-from fastlane_docker.pull_policy import PullPolicy
-from fastlane_docker.references import Reference, parse_reference
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.engine import PULLS, Engine
+from fastlane_docker.images.image_pull import ImagePull
+from fastlane_docker.images.known_images import KnownImages
+from fastlane_docker.images.pull_policy import PullPolicy
+from fastlane_docker.images.references import Reference, parse_reference
 from fastlane_docker.settings import DockerSettings
 
 log = structlog.get_logger(__name__)

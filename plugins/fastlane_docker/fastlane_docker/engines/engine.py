@@ -17,11 +17,11 @@ import urllib3
 from docker.errors import APIError, DockerException
 
 from fastlane_core.errors import EngineUnavailable
-from fastlane_docker.addresses import Address
-from fastlane_docker.certificates import TlsFileError
-from fastlane_docker.client import Client
-from fastlane_docker.threads import Threads
-from fastlane_docker.tls_trouble import TlsTrouble
+from fastlane_docker.engines.addresses import Address
+from fastlane_docker.engines.certificates import TlsFileError
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.threads import Threads
+from fastlane_docker.engines.tls_trouble import TlsTrouble
 
 T = TypeVar("T")
 

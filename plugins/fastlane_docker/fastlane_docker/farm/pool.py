@@ -11,14 +11,14 @@ from fastlane_core.contracts.runner import Availability
 from fastlane_core.errors import StorageUnavailable
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import Json
-from fastlane_docker.addresses import Address, parse_address
-from fastlane_docker.circuits import Circuit, Circuits
-from fastlane_docker.cordons import Cordon, cordons
-from fastlane_docker.engine import Engine
-from fastlane_docker.farms import Farm
-from fastlane_docker.pulling import Puller
+from fastlane_docker.engines.addresses import Address, parse_address
+from fastlane_docker.engines.engine import Engine
+from fastlane_docker.farm.circuits import Circuit, Circuits
+from fastlane_docker.farm.cordons import Cordon, cordons
+from fastlane_docker.farm.farms import Farm
+from fastlane_docker.images.pulling import Puller
+from fastlane_docker.runs.watching import Watcher
 from fastlane_docker.settings import DockerSettings
-from fastlane_docker.watching import Watcher
 
 log = structlog.get_logger(__name__)
 

@@ -11,10 +11,10 @@ from docker.errors import APIError
 
 from fastlane_core.errors import EngineUnavailable
 from fastlane_core.hookspecs import CheckContext, Finding, Level
-from fastlane_docker.addresses import Address
-from fastlane_docker.client import Client
-from fastlane_docker.engine import Engine, explanation
-from fastlane_docker.farms import Farms
+from fastlane_docker.engines.addresses import Address
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.engine import Engine, explanation
+from fastlane_docker.farm.farms import Farms
 from fastlane_docker.settings import DockerSettings
 
 #: Engines asked at a time, and seconds that one has.

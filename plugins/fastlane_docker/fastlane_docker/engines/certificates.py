@@ -14,7 +14,7 @@ import structlog
 from docker.errors import DockerException
 
 from fastlane_core.errors import SettingsError
-from fastlane_docker.addresses import TlsFiles
+from fastlane_docker.engines.addresses import TlsFiles
 
 log = structlog.get_logger(__name__)
 

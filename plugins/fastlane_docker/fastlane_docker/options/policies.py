@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from fastlane_core.errors import InvalidInput
 from fastlane_core.models import RunSpec
-from fastlane_docker.farms import Farm
-from fastlane_docker.options import DockerOptions
-from fastlane_docker.permissions import Limits, Permissions, check_limits, check_permitted
-from fastlane_docker.pull_policy import PullPolicy
+from fastlane_docker.farm.farms import Farm
+from fastlane_docker.images.pull_policy import PullPolicy
+from fastlane_docker.options.docker_options import DockerOptions
+from fastlane_docker.options.permissions import Limits, Permissions, check_limits, check_permitted
 
 #: The engine's own, where nobody says another.
 _SHM_SIZE = 64 * 1024**2

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from fastlane_core.models import Reason, RunOutcome
-from fastlane_docker.client import Client
-from fastlane_docker.engine import cut
+from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.engine import cut
 
 NAME_PREFIX = "fastlane-job-"
 DEFUNCT_PREFIX = "defunct-fastlane-job-"

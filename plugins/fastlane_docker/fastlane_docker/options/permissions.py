@@ -9,8 +9,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fastlane_core.errors import InvalidInput
-from fastlane_docker.options import DockerOptions, Mount
-from fastlane_docker.values import Grace, MemorySize, Size, path_of
+from fastlane_docker.options.docker_options import DockerOptions, Mount
+from fastlane_docker.options.values import Grace, MemorySize, Size, path_of
 
 #: Networks that every job may use: they reach no more than the farm gives all its containers.
 _FREE_NETWORKS = frozenset({"none", "bridge", "default"})

@@ -1,0 +1,1 @@
+"""Images: their names, and how they get onto engines."""

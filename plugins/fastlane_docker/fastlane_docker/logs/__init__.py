@@ -1,0 +1,1 @@
+"""Logs of containers, exact to the byte and resumable."""

@@ -1,0 +1,1 @@
+"""A job's options: what may be asked for, and what a farm permits."""
