@@ -8,7 +8,7 @@ BIN := .venv/bin
 PACKAGES := -e . -e plugins/fastlane_docker
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-core lint format services wheels clean
+.PHONY: help chaos demo test test-long test-core lint format services wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: .venv/.ready ## Run a hello-world job and go on serving until Ctrl-C (ONCE
 
 services: .venv/.ready ## Install the real servers that the tests need (as root, on Debian)
 	@$(BIN)/python -m tests.services install
+
+chaos: .venv/.ready services ## Kill, pause and rob everything for minutes while jobs run (ARGUMENTS="--seed 7 --jobs 300")
+	$(BIN)/python -m tests.chaos $(ARGUMENTS)
 
 lint: .venv/.ready ## Check style, types and import directions
 	$(BIN)/ruff check .

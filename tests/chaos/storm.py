@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,21 +59,30 @@ def storm(folder: Path, beneath: Beneath, *, seed: int, jobs: int, seconds: floa
     begun = time.monotonic()
     with deployed(folder, beneath) as deployment:
         client = Client([api.url for api in deployment.apis], seed)
-        with witnessed(deployment.id, {"all": deployment.engines}) as witnesses:
-            _rage(deployment, client, report, seed=seed, jobs=jobs, seconds=seconds)
+        with (
+            witnessed(deployment.id, {"all": deployment.engines}) as witnesses,
+            _raging(deployment, report, seed=seed, seconds=seconds) as calm,
+        ):
+            _submit(client, jobs, seconds)
+            calm()
             _await_the_end(client)
+            _look(deployment, client, report)
         # By looking: engines that are killed lose events of ends.
         report.most_running = witnesses["all"].seen_most
-        _look(deployment, client, report)
+        if report.most_running > MAX_RUNNING:
+            report.problems.append(f"{report.most_running} containers ran at a time")
     report.seconds = time.monotonic() - begun
     return report
 
 
-def _rage(deployment: Deployment, client: Client, report: Report, *, seed: int, jobs: int, seconds: float) -> None:
+@contextlib.contextmanager
+def _raging(deployment: Deployment, report: Report, *, seed: int, seconds: float) -> Iterator[Callable[[], None]]:
+    """Hurt things in the background; what is given returns when all that was hurt is well again."""
     ends_at = time.monotonic() + seconds
     errors: list[BaseException] = []
+    over = threading.Event()
 
-    def hurt(damages: Mapping[str, Damage], chance: random.Random) -> None:
+    def hurt(damages: Mapping[str, Damage], chance: random.Random, is_calm: threading.Event) -> None:
         names = sorted(damages)
         # Each once before any twice, so that a short storm has all of them.
         chance.shuffle(names)
@@ -86,23 +96,39 @@ def _rage(deployment: Deployment, client: Client, report: Report, *, seed: int, 
                 report.damages[name] += 1
         except BaseException as error:
             errors.append(error)
+        finally:
+            is_calm.set()
+        # Servers that a thread has started may end with it.
+        over.wait()
 
-    storms = [
-        threading.Thread(target=hurt, args=(damages, random.Random(f"{seed} {number}")))
-        for number, damages in enumerate((deployment.process_damages(), deployment.server_damages()))
-    ]
-    for each in storms:
-        each.start()
+    calms: list[threading.Event] = []
+    for number, damages in enumerate((deployment.process_damages(), deployment.server_damages())):
+        calms.append(threading.Event())
+        chance = random.Random(f"{seed} {number}")
+        threading.Thread(target=hurt, args=(damages, chance, calms[-1]), daemon=True).start()
+
+    def calm() -> None:
+        for each in calms:
+            each.wait()
+        if errors:
+            # What could not be repaired explains whatever else went wrong.
+            raise errors[0]
+
     try:
-        for number in range(jobs):
-            client.submit(number)
-            left = ends_at - time.monotonic()
-            time.sleep(max(0.0, left) / (jobs - number) / 2)
+        yield calm
     finally:
-        for each in storms:
-            each.join()
-    if errors:
-        raise errors[0]
+        try:
+            calm()
+        finally:
+            over.set()
+
+
+def _submit(client: Client, jobs: int, seconds: float) -> None:
+    """Spread over the time of the storm, as far as answers come in time."""
+    ends_at = time.monotonic() + seconds
+    for number in range(jobs):
+        client.submit(number)
+        time.sleep(max(0.0, ends_at - time.monotonic()) / (jobs - number) / 2)
 
 
 def _await_the_end(client: Client) -> None:
@@ -152,8 +178,6 @@ def _look(deployment: Deployment, client: Client, report: Report) -> None:
     report.containers = containers.total()
     report.problems += [f"{count} containers of execution {each}" for each, count in containers.items() if count > 1]
     report.problems += [f"a container of execution {each}, which no job has" for each in containers.keys() - known]
-    if report.most_running > MAX_RUNNING:
-        report.problems.append(f"{report.most_running} containers ran at a time")
     lane: Any = None
 
     def is_free() -> bool:

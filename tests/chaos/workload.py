@@ -13,7 +13,7 @@ from typing import Any
 
 #: Seconds that one request may take, and that a client goes on asking.
 _REQUEST_SECONDS = 15.0
-_PATIENCE = 240.0
+_PATIENCE = 90.0
 
 
 #: Endings that are not the job's, and use up no retry.

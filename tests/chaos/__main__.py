@@ -1,0 +1,34 @@
+"""A long storm: `python -m tests.chaos [--seed N] [--jobs 300] [--seconds 300] [--sqlite]`."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.chaos.servers import on_mongo_and_redis, on_sqlite
+from tests.chaos.storm import storm
+
+
+def main() -> int:
+    """Storm and print the report; 1 if anything was lost, doubled or left behind."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="of what is hurt, and when")
+    parser.add_argument("--jobs", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=300.0, help="of damage; then everything may end")
+    parser.add_argument("--sqlite", action="store_true", help="instead of MongoDB and Redis")
+    options = parser.parse_args()
+    print(f"seed {options.seed}: {options.jobs} jobs over {options.seconds:g} s of damage ...", flush=True)
+    with tempfile.TemporaryDirectory(prefix="fl") as name, ExitStack() as stack:
+        folder = Path(name)
+        beneath = on_sqlite(folder) if options.sqlite else stack.enter_context(on_mongo_and_redis(folder))
+        report = storm(folder, beneath, seed=options.seed, jobs=options.jobs, seconds=options.seconds)
+    print(report)
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Storage and queue for a storm: SQLite, or MongoDB and three Redis servers with their sentinels."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+
+from tests.chaos.deployment import Beneath
+from tests.end_to_end.service import until
+from tests.services.fixtures import require_redis, started_mongo
+from tests.services.mongodb import MongoServer
+from tests.services.redis_server import RedisServer, SentinelGroup
+
+
+def on_sqlite(folder: Path) -> Beneath:
+    """One file: nothing that could be hurt apart from the processes that use it."""
+    return Beneath(settings={"SQLITE_PATH": str(folder / "fastlane.db")})
+
+
+@contextlib.contextmanager
+def on_mongo_and_redis(folder: Path) -> Iterator[Beneath]:
+    """MongoDB and Redis under sentinels, and the ways in which they die, lose data and change masters."""
+    require_redis()
+    with started_mongo() as mongo, SentinelGroup(folder / "redis") as sentinels:
+        settings = {
+            "STORAGE": "mongo",
+            "MONGODB_URL": mongo.url,
+            "QUEUE": "redis",
+            "REDIS_URL": sentinels.url,
+            "REDIS_TIMEOUT_SECONDS": 2.0,
+        }
+        damages = {
+            "restart of MongoDB": lambda chance: _restart_mongo(mongo, chance),
+            "restart of Redis without its data": lambda chance: _restart_redis(sentinels, chance),
+            "FLUSHALL of Redis": lambda chance: _flush(sentinels),
+            "failover of Redis": lambda chance: _fail_over(sentinels),
+        }
+        yield Beneath(settings=settings, damages=damages)
+
+
+def _restart_mongo(mongo: MongoServer, chance: random.Random) -> None:
+    mongo.kill()
+    time.sleep(chance.uniform(0.1, 2.0))
+    mongo.start()
+
+
+def _restart_redis(sentinels: SentinelGroup, chance: random.Random) -> None:
+    # Sooner than its sentinels take it for down: the same server is master again, and has nothing.
+    master = _master(sentinels)
+    master.kill()
+    time.sleep(chance.uniform(0.0, 0.4))
+    master.start()
+
+
+def _flush(sentinels: SentinelGroup) -> None:
+    with _master(sentinels).client() as client, contextlib.suppress(redis.RedisError):
+        client.flushall()
+
+
+def _fail_over(sentinels: SentinelGroup) -> None:
+    master = _master(sentinels)
+    master.kill()
+    try:
+        until("there is another master", lambda: _master(sentinels) is not master, 30, 0.2)
+    finally:
+        master.start()
+
+
+def _master(sentinels: SentinelGroup) -> RedisServer:
+    """The master, once the sentinels agree on a living one."""
+    found: list[RedisServer] = []
+
+    def is_known() -> bool:
+        with contextlib.suppress(redis.RedisError, StopIteration):
+            found[:] = [sentinels.master()]
+        return bool(found)
+
+    until("sentinels name a master", is_known, 30, 0.2)
+    return found[0]
