@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 #: Seconds that one request may take, and that a client goes on asking.
@@ -107,7 +108,7 @@ class Client:
                     told = error.read().decode(errors="replace")
                 if error.code < 500:
                     raise AssertionError(f"{path} was refused with {error.code}: {told}") from error
-            except (OSError, ValueError):
+            except (OSError, HTTPException, ValueError):
                 # No API there, or one that died while it answered.
                 told = "no answer"
             self.repeats += 1
