@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -159,16 +160,18 @@ def test_runs_on_a_host_that_is_cut_off_for_a_while_are_found_again(
 ) -> None:
     with TcpProxy(("127.0.0.1", engines[0].port)) as proxy:
         with Fastlane(tmp_path, [farm("all", [proxy, engines[1]], 30)]) as fastlane:
-            script = "for i in $(seq 1 40); do echo $i; sleep 0.1; done"
+            script = "for i in $(seq 1 70); do echo $i; sleep 0.5; done"
             answers = fastlane.submit("cut", script, count=8)
             until("all run", lambda: all(fastlane.api.execution(each)["status"] == "running" for each in answers))
             proxy.refuse()
+            cut_at = time.monotonic()
             until("its circuit is open", lambda: fastlane.host(proxy.port)["circuit"] == "open")
-            for answer in answers:
-                if fastlane.api.execution(answer)["metadata"]["docker_port"] != proxy.port:
-                    fastlane.done(answer)
+            others = fastlane.submit("others", "echo on", count=3)
+            assert {fastlane.done(answer)[0]["metadata"]["docker_port"] for answer in others} == {engines[1].port}
+            # Half a minute is long enough for whatever would give up too early.
+            time.sleep(max(0.0, cut_at + 30 - time.monotonic()))
             proxy.pass_on()
-            expected = "".join(f"{number}\n" for number in range(1, 41))
+            expected = "".join(f"{number}\n" for number in range(1, 71))
             for answer in answers:
                 (execution,) = fastlane.done(answer)
                 assert execution["log"] == expected
