@@ -52,6 +52,7 @@ class Reason(StrEnum):
     DRAINED = "drained"
     RUN_LOST = "run_lost"
     TIMED_OUT = "timed_out"
+    PULL_TIMED_OUT = "pull_timed_out"
     STOPPED = "stopped"
     EXPIRED = "expired"
     INTERNAL_ERROR = "internal_error"
@@ -78,6 +79,26 @@ class RunSpec:
     options: Mapping[str, JsonObject] = field(default_factory=dict)
     #: Seconds that the run may take, counted from its start.
     timeout: float
+    #: Seconds that it may wait from the moment it is due until its preparation begins; None for any time.
+    queue_timeout: float | None = None
+    #: Seconds that its preparation (a pull) may take; None for any time.
+    pull_timeout: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryPolicy:
+    """When a job's retries are made, and after which endings. What is None is as the settings have it."""
+
+    #: Wait before the first retry, in seconds, and least before any.
+    min_seconds: float | None = None
+    #: What the longest wait is multiplied by with each further retry.
+    factor: float | None = None
+    #: Highest that the wait grows, in seconds.
+    max_seconds: float | None = None
+    #: Share of the wait that is drawn at random, 0 to 1.
+    jitter: float | None = None
+    #: The reasons that are tried again; None for the usual ones. Trouble of an engine always is.
+    on: tuple[Reason, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +127,8 @@ class Job:
     metadata: JsonObject = field(default_factory=dict)
     #: Further attempts after a failed one.
     retries: int = 0
+    #: How they are made; None as the settings have it.
+    retry: RetryPolicy | None = None
     #: Time of the first start; None starts at once.
     start_at: float | None = None
     #: Time after which it must not start any more.
@@ -120,6 +143,11 @@ class Job:
     request_digest: str | None = None
     #: When stopping was asked for: no attempt starts afterwards.
     stop_requested_at: float | None = None
+    #: Grows with every replacement of the job by its caller.
+    generation: int = 0
+    #: The caller's key and the digest of the newest replacement, which make repeating it harmless.
+    replacement_key: str | None = None
+    replacement_digest: str | None = None
     revision: int = 0
 
 
@@ -179,6 +207,8 @@ class Execution:
     retries_used: int = 0
     #: The execution that this one tries again.
     retry_of: str | None = None
+    #: The job's when it was made: it must not start once the job has been replaced.
+    generation: int = 0
     #: Due time of the schedule's firing that made it.
     tick: float | None = None
     #: Time before which it must not start, and after which it must not start any more.
@@ -201,6 +231,8 @@ class Execution:
     lease_token: str | None = None
     #: Where within the lane it runs (a host), written before the run is started.
     place: str | None = None
+    #: When that was decided, and its preparation began.
+    placed_at: float | None = None
     #: When a runner was first asked to start it on `place`: from then on a run may exist there.
     start_asked_at: float | None = None
     handle: RunHandle | None = None
@@ -309,7 +341,7 @@ class Mending(StrEnum):
     ENDED_IN_QUEUE = "ended_in_queue"
     #: It waited in a lane that no runner offers any more, and was routed anew.
     LANE_CLOSED = "lane_closed"
-    #: Its time to start had passed while it waited.
+    #: Its time to start had passed while it waited, or it had waited for longer than it may.
     EXPIRED_WAITING = "expired_waiting"
     #: It was asked to stop, and whoever works on it had not heard.
     STOP_UNHEARD = "stop_unheard"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastlane_core.engine.context import WorkerContext
-from fastlane_core.engine.lifecycle import next_attempt
+from fastlane_core.engine.lifecycle import next_attempt, outdated
 from fastlane_core.engine.records import change_execution
 from fastlane_core.engine.submission import enqueue
 from fastlane_core.errors import InvalidInput
@@ -16,7 +16,7 @@ async def add_next_attempt(context: WorkerContext, execution: Execution) -> None
     """Make the attempt that an ended execution owes, once however often it is called. Raises StorageUnavailable."""
     now = context.clock()
     job = await context.storage.get_job(execution.task_id, execution.job_id)
-    if execution.retry_id is not None and job is not None and job.stop_requested_at is None:
+    if execution.retry_id is not None and job is not None and outdated(execution, job) is None:
         try:
             lane = context.routing.lane_for(execution.task_id).name
         except InvalidInput:

@@ -17,6 +17,8 @@ class Backoff:
     first: float
     factor: float = 2.0
     cap: float = 60.0
+    #: Share of a delay that is drawn at random, 0 to 1.
+    jitter: float = 1.0
 
     def ceiling(self, failures: int) -> float:
         """The longest delay after that many failures in a row (1 for the first), in seconds."""
@@ -24,7 +26,11 @@ class Backoff:
         return float(min(self.cap, self.first * self.factor ** min(failures - 1, 64)))
 
     def delay(self, failures: int, *, floor: float = 0.0, chance: float | None = None) -> float:
-        """A delay in seconds, drawn evenly between `floor` and the ceiling. `chance` in [0, 1) replaces the draw."""
+        """A delay in seconds, drawn evenly from the jitter's share of the ceiling, and not below `floor`.
+
+        `chance` in [0, 1) replaces the draw.
+        """
         draw = random.random() if chance is None else chance  # noqa: S311 - spreads load, guards nothing
         ceiling = self.ceiling(failures)
-        return min(floor, ceiling) + draw * max(0.0, ceiling - floor)
+        lowest = min(max(floor, ceiling * (1 - self.jitter)), ceiling)
+        return lowest + draw * (ceiling - lowest)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.identifiers import retry_id
 from fastlane_core.errors import FastlaneError
-from fastlane_core.models import Execution, Job, Reason, RunHandle, RunOutcome, Status
+from fastlane_core.models import Execution, Job, Reason, RetryPolicy, RunHandle, RunOutcome, Status
 
 #: The only ways from one status to another.
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
@@ -44,7 +44,7 @@ class Retried(StrEnum):
     FREE = "free"
 
 
-#: What follows each ending.
+#: What follows each ending, unless the job says for itself which reasons are tried again.
 RETRIED: Mapping[Reason, Retried] = {
     Reason.SUCCEEDED: Retried.NEVER,
     Reason.EXIT_CODE: Retried.COUNTED,
@@ -59,6 +59,7 @@ RETRIED: Mapping[Reason, Retried] = {
     Reason.ENGINE_LOST: Retried.FREE,
     Reason.DRAINED: Retried.FREE,
     Reason.TIMED_OUT: Retried.NEVER,
+    Reason.PULL_TIMED_OUT: Retried.COUNTED,
     Reason.STOPPED: Retried.NEVER,
     Reason.EXPIRED: Retried.NEVER,
     Reason.INTERNAL_ERROR: Retried.NEVER,
@@ -85,7 +86,7 @@ def taken_over(execution: Execution, *, worker: str, lease_token: str, now: floa
 def placed(execution: Execution, *, place: str, now: float) -> Execution:
     """It is decided where it runs; preparing begins."""
     moved = _moved(execution, Status.PULLING, now)
-    return replace(moved, place=place, waiting_for=None)
+    return replace(moved, place=place, placed_at=now, waiting_for=None)
 
 
 def start_asked(execution: Execution, *, now: float) -> Execution:
@@ -96,11 +97,14 @@ def start_asked(execution: Execution, *, now: float) -> Execution:
 
 
 def put_back(execution: Execution, *, why: str, now: float) -> Execution:
-    """Nothing was started and its place is out of reach: it waits again, for any place."""
+    """Nothing was started and its place is out of reach: it waits again, for any place.
+
+    The time that it waited before counts as well.
+    """
     if execution.start_asked_at is not None:
         raise IllegalTransition(f"execution {execution.id} may run on {execution.place} and cannot wait again")
     moved = execution if execution.status is Status.ENQUEUED else _moved(execution, Status.ENQUEUED, now)
-    return replace(moved, place=None, worker=None, waiting_for=why, updated_at=now)
+    return replace(moved, place=None, placed_at=None, worker=None, waiting_for=why, updated_at=now)
 
 
 def started(execution: Execution, *, handle: RunHandle, now: float) -> Execution:
@@ -119,8 +123,27 @@ def stop_requested(execution: Execution, *, now: float) -> Execution:
     return asked
 
 
+def superseded(execution: Execution, *, now: float) -> Execution:
+    """Its job was replaced: one that nobody works on ends; one that has begun goes on."""
+    if execution.status is not Status.ENQUEUED or execution.place is not None:
+        return execution
+    return ended(execution, REPLACED_BEFORE_START, now=now)
+
+
+def brought_forward(execution: Execution, *, now: float) -> Execution:
+    """One that waits for its time is due now."""
+    if execution.status is not Status.ENQUEUED or execution.due_at <= now:
+        return execution
+    return replace(execution, due_at=now, updated_at=now)
+
+
 STOPPED_BEFORE_START = Ending(
     status=Status.STOPPED, reason=Reason.STOPPED, message="Stopped on request before it was started."
+)
+REPLACED_BEFORE_START = Ending(
+    status=Status.STOPPED,
+    reason=Reason.STOPPED,
+    message="Stopped before it was started: a newer request has replaced its job.",
 )
 
 
@@ -150,6 +173,48 @@ def before_start(execution: Execution, *, now: float) -> Ending | None:
             message=f"Its expiration had passed {late:.1f} s before it could start.",
         )
     return None
+
+
+def waited_too_long(execution: Execution, *, now: float) -> Ending | None:
+    """The ending of one that has been in the queue for longer than it may, and whose preparation has not begun."""
+    limit = execution.spec.queue_timeout
+    if limit is None or execution.place is not None:
+        return None
+    waited = now - max(execution.created_at, execution.due_at)
+    if waited <= limit:
+        return None
+    return Ending(
+        status=Status.EXPIRED,
+        reason=Reason.EXPIRED,
+        message=f"It had waited in the queue for {waited:.1f} s, and its queue time-out is {limit:g} s.",
+    )
+
+
+def pull_deadline(execution: Execution) -> float | None:
+    """When its preparation must be done; None for no such time."""
+    limit = execution.spec.pull_timeout
+    return None if limit is None or execution.placed_at is None else execution.placed_at + limit
+
+
+def pull_timed_out(execution: Execution) -> Ending:
+    """Its preparation took longer than it may."""
+    return Ending(
+        status=Status.TIMEDOUT,
+        reason=Reason.PULL_TIMED_OUT,
+        message=f"Its preparation took longer than its pull time-out of {execution.spec.pull_timeout:g} s.",
+    )
+
+
+def follows_request(execution: Execution) -> bool:
+    """Whether its job may have been stopped or replaced between the decision to make it and its start."""
+    return execution.retry_of is not None or execution.tick is not None or execution.due_at > execution.created_at
+
+
+def outdated(execution: Execution, job: Job) -> Ending | None:
+    """Why it must not be started any more by what has become of its job, if so."""
+    if job.stop_requested_at is not None:
+        return STOPPED_BEFORE_START
+    return REPLACED_BEFORE_START if execution.generation != job.generation else None
 
 
 def judged(execution: Execution, outcome: RunOutcome, *, stopped: bool, timed_out: bool) -> Ending:
@@ -182,15 +247,38 @@ def judged(execution: Execution, outcome: RunOutcome, *, stopped: bool, timed_ou
     )
 
 
+def retried(reason: Reason, policy: RetryPolicy | None) -> Retried:
+    """What follows an ending of a job with that policy."""
+    usual = RETRIED[reason]
+    if usual is Retried.FREE or policy is None or policy.on is None:
+        return usual
+    return Retried.COUNTED if reason in policy.on else Retried.NEVER
+
+
+def retry_backoff(policy: RetryPolicy | None, usual: Backoff) -> Backoff:
+    """The back-off of a job with that policy, where the settings have `usual`."""
+    if policy is None:
+        return usual
+    cap = usual.cap if policy.max_seconds is None else policy.max_seconds
+    first = min(usual.first, cap) if policy.min_seconds is None else policy.min_seconds
+    return Backoff(
+        first=first,
+        factor=usual.factor if policy.factor is None else policy.factor,
+        cap=max(cap, first) if policy.max_seconds is None else cap,
+        jitter=usual.jitter if policy.jitter is None else policy.jitter,
+    )
+
+
 def with_retry(
-    execution: Execution, job: Job | None, backoff: Backoff, *, now: float, chance: float | None = None
+    execution: Execution, job: Job | None, usual: Backoff, *, now: float, chance: float | None = None
 ) -> Execution:
     """The ended execution, with the attempt that follows it decided in the same record."""
-    if execution.reason is None or job is None or job.stop_requested_at is not None:
+    if execution.reason is None or job is None or outdated(execution, job) is not None:
         return execution
-    rule = RETRIED[execution.reason]
+    rule = retried(execution.reason, job.retry)
     if rule is Retried.NEVER or (rule is Retried.COUNTED and execution.retries_used >= job.retries):
         return execution
+    backoff = retry_backoff(job.retry, usual)
     delay = backoff.delay(execution.attempt, floor=backoff.first, chance=chance)
     return replace(execution, retry_id=retry_id(execution.id), retry_at=now + delay, owes_at=now)
 
@@ -199,7 +287,7 @@ def next_attempt(execution: Execution, *, lane: str, now: float) -> Execution:
     """The execution that tries an ended one again, as `with_retry` decided."""
     if execution.retry_id is None or execution.retry_at is None or execution.reason is None:
         raise IllegalTransition(f"execution {execution.id} has no retry")
-    counted = RETRIED[execution.reason] is Retried.COUNTED
+    counted = RETRIED[execution.reason] is not Retried.FREE
     return Execution(
         id=execution.retry_id,
         job_id=execution.job_id,
@@ -213,8 +301,33 @@ def next_attempt(execution: Execution, *, lane: str, now: float) -> Execution:
         attempt=execution.attempt + 1,
         retries_used=execution.retries_used + (1 if counted else 0),
         retry_of=execution.id,
+        generation=execution.generation,
         due_at=execution.retry_at,
         expiration=execution.expiration,
+    )
+
+
+def asked_again(last: Execution, job: Job, *, lane: str, now: float) -> Execution:
+    """The execution that a caller wants after `last`, the job's newest.
+
+    The same as the retry that may follow it by itself, so that there is one of the two.
+    """
+    return Execution(
+        id=retry_id(last.id),
+        job_id=job.id,
+        task_id=job.task_id,
+        spec=job.spec,
+        lane=lane,
+        status=Status.ENQUEUED,
+        # Behind the last one also where this clock is late.
+        created_at=max(now, last.created_at + 1e-6),
+        updated_at=now,
+        priority=job.priority,
+        attempt=last.attempt + 1,
+        retries_used=last.retries_used,
+        retry_of=last.id,
+        generation=job.generation,
+        expiration=job.expiration,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.runner import OwnedRun, Runner
 from fastlane_core.contracts.storage import Page, Storage
+from fastlane_core.engine.lifecycle import waited_too_long
 from fastlane_core.engine.routing import Routing
 from fastlane_core.errors import InvalidInput
 from fastlane_core.models import Execution, Mending, Status
@@ -85,6 +86,8 @@ class Inspection:
         waits = execution.status is Status.ENQUEUED and execution.place is None
         if waits and execution.expiration is not None and now > execution.expiration + _SETTLED:
             return misfit(Mending.EXPIRED_WAITING, "its expiration has passed while it waits")
+        if waits and waited_too_long(execution, now=now - _SETTLED) is not None:
+            return misfit(Mending.EXPIRED_WAITING, "it waits for longer than it may")
         if not is_queued:
             return misfit(Mending.MISSING_IN_QUEUE, "it is missing in the queue")
         asked_at = execution.stop_requested_at

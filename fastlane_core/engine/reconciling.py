@@ -17,7 +17,7 @@ from fastlane_core.contracts.runner import Runner
 from fastlane_core.engine.attempts import add_next_attempt
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.leases import LeaseKeeper
-from fastlane_core.engine.lifecycle import before_start, ended
+from fastlane_core.engine.lifecycle import before_start, ended, waited_too_long
 from fastlane_core.engine.mending import note_mending
 from fastlane_core.engine.misfits import Inspection, Misfit
 from fastlane_core.engine.rebuilding import lease_of, rebuild_queue
@@ -132,7 +132,7 @@ class Reconciler:
         def step(current: Execution) -> Execution:
             if current.status is not Status.ENQUEUED or current.place is not None:
                 return current
-            ending = before_start(current, now=now)
+            ending = before_start(current, now=now) or waited_too_long(current, now=now)
             return current if ending is None else ended(current, ending, now=now)
 
         execution = await change_execution(self._context.storage, execution, step, fence=None)

@@ -12,7 +12,20 @@ import structlog
 from fastlane_core.contracts.queue import Lease
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.faultpoints import FaultPoint
-from fastlane_core.engine.lifecycle import Ending, before_start, placed, put_back, start_asked, started
+from fastlane_core.engine.lifecycle import (
+    STOPPED_BEFORE_START,
+    Ending,
+    before_start,
+    follows_request,
+    outdated,
+    placed,
+    pull_deadline,
+    pull_timed_out,
+    put_back,
+    start_asked,
+    started,
+    waited_too_long,
+)
 from fastlane_core.engine.preparing import prepare
 from fastlane_core.engine.records import change_execution
 from fastlane_core.errors import EngineUnavailable, FastlaneError, ImageNotFound, PullFailed, StartLost, StartRejected
@@ -56,8 +69,7 @@ class Starter:
 
     async def start(self, execution: Execution) -> Execution:
         """The execution, running or ended. Raises PutBack, Fenced, StorageUnavailable, QueueUnavailable."""
-        ending = before_start(execution, now=self._context.clock())
-        if ending is not None and execution.start_asked_at is None:
+        if execution.start_asked_at is None and (ending := await self._why_not(execution)) is not None:
             return await self._end(execution, ending)
         execution = await self._place(execution)
         if execution.status.is_final:
@@ -78,6 +90,8 @@ class Starter:
             return await self._end(execution, _failure(Reason.START_REJECTED, error))
         except _EngineLost as error:
             return await self._end(execution, _failure(Reason.ENGINE_LOST, error))
+        except _TooLate as late:
+            return await self._end(execution, late.ending)
         self._context.trouble.worked(execution.lane, request.place)
         self._context.reach(FaultPoint.STARTED)
         now = self._context.clock()
@@ -85,6 +99,16 @@ class Starter:
         log.info("running", place=execution.place)
         self._context.reach(FaultPoint.RECORDED_RUNNING)
         return execution
+
+    async def _why_not(self, execution: Execution) -> Ending | None:
+        """Why it must not be started any more, if so."""
+        now = self._context.clock()
+        ending = before_start(execution, now=now) or waited_too_long(execution, now=now)
+        if ending is not None or not follows_request(execution):
+            # One that was made with its job is told itself when the job is stopped or replaced.
+            return ending
+        job = await self._context.storage.get_job(execution.task_id, execution.job_id)
+        return None if job is None else outdated(execution, job)
 
     async def _place(self, execution: Execution) -> Execution:
         if execution.place is not None:
@@ -114,14 +138,21 @@ class Starter:
         async def note(message: str) -> None:
             await self._say_why(execution, message)
 
+        deadline = pull_deadline(execution)
+        left = None if deadline is None else deadline - self._context.clock()
         try:
-            await prepare(
-                self._context.routing.runner_for(execution),
-                request,
-                stop_wanted=self._stop_wanted,
-                progressed=self._progress(execution),
-                note=note,
-            )
+            async with asyncio.timeout(left) as limit:
+                await prepare(
+                    self._context.routing.runner_for(execution),
+                    request,
+                    stop_wanted=self._stop_wanted,
+                    progressed=self._progress(execution),
+                    note=note,
+                )
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _TooLate(pull_timed_out(execution)) from None
         except EngineUnavailable as error:
             delay = self._unreachable(execution, error)
             await self._put_back(execution, f"its engine, which is out of reach: {error}", delay)
@@ -136,10 +167,7 @@ class Starter:
                 raise _TooLate(ending)
             return start_asked(current, now=now)
 
-        try:
-            execution = await self._change(execution, step)
-        except _TooLate as late:
-            return await self._end(execution, late.ending)
+        execution = await self._change(execution, step)
         self._context.reach(FaultPoint.START_ASKED)
         return execution
 
@@ -169,7 +197,14 @@ class Starter:
 
     async def _put_back(self, execution: Execution, why: str, delay: float) -> None:
         now = self._context.clock()
-        await self._change(execution, lambda current: put_back(current, why=why, now=now))
+
+        def step(current: Execution) -> Execution:
+            if current.stop_requested_at is not None:
+                # In a lane whose places stay out of reach nobody would come to it again.
+                raise _TooLate(STOPPED_BEFORE_START)
+            return put_back(current, why=why, now=now)
+
+        await self._change(execution, step)
         await self._context.queue.release(self._lease, delay=delay)
         raise PutBack(why)
 

@@ -268,18 +268,21 @@ class Supervision:
     ) -> Execution:
         """Write the one final status, with everything that follows from it."""
         now = self._context.clock()
+
+        def ending_of(current: Execution) -> Ending:
+            if isinstance(outcome, Ending):
+                return outcome
+            return judged(current, outcome, stopped=stopped, timed_out=timed_out)
+
         job: Job | None = None
-        if outcome.reason is not Reason.SUCCEEDED:
-            # Whether it is tried again; a run that did what it should is not, whatever is made of that below.
+        if ending_of(execution).reason not in (Reason.SUCCEEDED, Reason.STOPPED):
+            # Whether it is tried again. Asked to stop meanwhile, it is not; it never becomes another failure.
             job = await self._storage.get_job(execution.task_id, execution.job_id)
 
         def step(current: Execution) -> Execution:
             if current.status.is_final:
                 return current
-            ending = outcome
-            if isinstance(ending, RunOutcome):
-                ending = judged(current, ending, stopped=stopped, timed_out=timed_out)
-            final = ended(current, ending, now=now)
+            final = ended(current, ending_of(current), now=now)
             if capture is not None:
                 final = replace(
                     final,
@@ -287,7 +290,7 @@ class Supervision:
                     stderr_bytes=capture.bytes[Stream.STDERR],
                     log_truncated=capture.truncated,
                 )
-            if final.status is not Status.DONE:
+            if job is not None:
                 final = with_retry(final, job, self._context.options.retry_backoff, now=now)
             return final
 

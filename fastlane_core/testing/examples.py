@@ -16,6 +16,7 @@ from fastlane_core.models import (
     JsonObject,
     LogChunk,
     Reason,
+    RetryPolicy,
     RunHandle,
     RunSpec,
     Status,
@@ -124,6 +125,9 @@ def a_full_job(text: str, task_id: str = "task") -> Job:
         request_ip=text,
         metadata={text: {"nested": [text, 1, -2.5, True, False, None, {}]}, "": [], "big": 2**53},
         retries=3,
+        retry=RetryPolicy(
+            min_seconds=0.25, factor=1.5, max_seconds=90.0, jitter=0.5, on=(Reason.TIMED_OUT, Reason.EXIT_CODE)
+        ),
         start_at=CREATED_AT + 60,
         expiration=CREATED_AT + 120.25,
         priority=9,
@@ -131,12 +135,23 @@ def a_full_job(text: str, task_id: str = "task") -> Job:
         idempotency_key=text,
         request_digest=text,
         stop_requested_at=CREATED_AT + 1,
+        generation=4,
+        replacement_key=text,
+        replacement_digest=text,
     )
 
 
 def a_full_spec(text: str) -> RunSpec:
     """A spec with a value in every field, and `text` wherever text may stand."""
-    return RunSpec(image=text, command=text, env={text: text}, options={"runner": {text: [text]}}, timeout=0.5)
+    return RunSpec(
+        image=text,
+        command=text,
+        env={text: text},
+        options={"runner": {text: [text]}},
+        timeout=0.5,
+        queue_timeout=7.5,
+        pull_timeout=30.0,
+    )
 
 
 def a_full_execution(job: Job, text: str) -> Execution:
@@ -154,6 +169,7 @@ def a_full_execution(job: Job, text: str) -> Execution:
         attempt=2,
         retries_used=1,
         retry_of=text,
+        generation=4,
         tick=CREATED_AT + 2,
         due_at=CREATED_AT + 3,
         expiration=CREATED_AT + 100,
@@ -168,6 +184,7 @@ def a_full_execution(job: Job, text: str) -> Execution:
         worker=text,
         fence=7,
         place=text,
+        placed_at=CREATED_AT + 3.5,
         handle=RunHandle(runner=text, version=3, data={text: {"nested": [text]}}),
         stdout_bytes=2**40,
         stderr_bytes=12,
