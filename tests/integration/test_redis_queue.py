@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 from fastlane_core.builtin.redis.keys import Keys, shard_of
 from fastlane_core.builtin.redis.queue import RedisQueue
@@ -20,7 +21,7 @@ from fastlane_core.testing.queue_fixtures import claim, claim_one, ids
 from tests.services.certificates import Authority
 from tests.services.fixtures import require_redis
 from tests.services.redis_queues import redis_queue
-from tests.services.redis_server import ClusterGroup, RedisServer
+from tests.services.redis_server import ClusterGroup, RedisServer, one_node_cluster
 from tests.services.tcp_proxy import Filter, TcpProxy
 
 pytestmark = pytest.mark.services
@@ -32,10 +33,18 @@ DEADLINE = 60.0
 class ForgetfulProxy(TcpProxy):
     """Lets a script through to the server, but not its answer: once, when told to."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, server: RedisServer, scheme: str = "redis") -> None:
         self._losing: bytes | None = None
         self.lost = 0
-        super().__init__(("127.0.0.1", port))
+        #: What is behind it.
+        self.server = server
+        self._scheme = scheme
+        super().__init__(("127.0.0.1", server.port))
+
+    @property
+    def url(self) -> str:
+        """As in REDIS_URL."""
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def lose_answer_of(self, name: str) -> None:
         """The next time that this script runs."""
@@ -59,9 +68,16 @@ class ForgetfulProxy(TcpProxy):
         return asked, answered
 
 
-@pytest.fixture
-def proxy(redis_server: RedisServer) -> Iterator[ForgetfulProxy]:
-    with ForgetfulProxy(redis_server.port) as proxy:
+@pytest.fixture(params=["single", "cluster"])
+def proxy(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path) -> Iterator[ForgetfulProxy]:
+    """In front of a server, or of a cluster of one node, where no script touches two slots."""
+    if request.param == "single":
+        with ForgetfulProxy(redis_server) as proxy:
+            yield proxy
+        return
+    with one_node_cluster(tmp_path / "node") as node, ForgetfulProxy(node, "redis+cluster") as proxy:
+        with node.client() as client:
+            client.config_set("cluster-announce-port", proxy.port)
         yield proxy
 
 
@@ -73,7 +89,7 @@ async def deployment() -> str:
 @pytest.fixture
 async def queue(proxy: ForgetfulProxy, deployment: str) -> AsyncIterator[RedisQueue]:
     """One behind the proxy, whose scripts the server has."""
-    async with opened(redis_queue(f"redis://127.0.0.1:{proxy.port}", deployment)) as queue:
+    async with opened(redis_queue(proxy.url, deployment)) as queue:
         await queue.rebuilt()
         await queue.put([an_item("first"), an_item("second")])
         first, second = await claim(queue)
@@ -100,7 +116,9 @@ async def opened(queue: RedisQueue) -> AsyncIterator[RedisQueue]:
 # Repeated calls
 
 
-@pytest.mark.parametrize("step", ["index_enter", "put"])
+@pytest.mark.parametrize(
+    ("proxy", "step"), [("single", "put"), ("cluster", "index_enter"), ("cluster", "put")], indirect=["proxy"]
+)
 async def test_a_put_whose_answer_is_lost_puts_once(queue: RedisQueue, proxy: ForgetfulProxy, step: str) -> None:
     proxy.lose_answer_of(step)
 
@@ -131,9 +149,11 @@ async def test_a_claim_whose_answer_is_lost_gives_the_same_leases(queue: RedisQu
     assert (await queue.renew(leases, 30.0)).lost == frozenset()
 
 
-@pytest.mark.parametrize("step", ["ack", "index_replace"])
+@pytest.mark.parametrize(
+    ("proxy", "step"), [("single", "ack"), ("cluster", "ack"), ("cluster", "index_replace")], indirect=["proxy"]
+)
 async def test_an_ack_whose_answer_is_lost_leaves_nothing(
-    queue: RedisQueue, proxy: ForgetfulProxy, redis_server: RedisServer, deployment: str, step: str
+    queue: RedisQueue, proxy: ForgetfulProxy, deployment: str, step: str
 ) -> None:
     await queue.put([an_item()])
     lease = await claim_one(queue)
@@ -143,7 +163,7 @@ async def test_an_ack_whose_answer_is_lost_leaves_nothing(
 
     assert proxy.lost == 1
     assert await queue.stats() == {}
-    assert not [key for key in keys_left(redis_server, deployment) if key.endswith(":entries")]
+    assert not [key for key in keys_left(proxy.server, deployment) if key.endswith(":entries")]
 
 
 async def test_other_steps_may_be_repeated_too(queue: RedisQueue, proxy: ForgetfulProxy) -> None:
@@ -168,11 +188,9 @@ async def test_other_steps_may_be_repeated_too(queue: RedisQueue, proxy: Forgetf
     assert sorted(ids(await claim(queue, worker="second"))) == ["1", "2"]
 
 
-async def test_a_server_that_has_forgotten_the_scripts_is_told_again(
-    queue: RedisQueue, redis_server: RedisServer
-) -> None:
+async def test_a_server_that_has_forgotten_the_scripts_is_told_again(queue: RedisQueue, proxy: ForgetfulProxy) -> None:
     await queue.put([an_item("a")])
-    with redis_server.client() as client:
+    with proxy.server.client() as client:
         client.script_flush()
 
     assert ids(await claim(queue)) == ["a"]
@@ -182,28 +200,28 @@ async def test_a_server_that_has_forgotten_the_scripts_is_told_again(
 
 
 async def test_nothing_is_left_of_what_is_done_but_markers(
-    queue: RedisQueue, redis_server: RedisServer, deployment: str
+    queue: RedisQueue, proxy: ForgetfulProxy, deployment: str
 ) -> None:
     await queue.put([an_item(f"{number}", priority=number % 3) for number in range(50)])
     for lease in await claim(queue):
         await queue.assign(lease, [("place", 100)])
         await queue.ack(lease)
 
-    left = keys_left(redis_server, deployment)
+    left = keys_left(proxy.server, deployment)
 
     # What was refused is forgotten by the server after some time; the others are as many as lanes and shards.
     assert {key.rpartition(":")[2] for key in left} <= {"state", "lanes", "refused"}
-    with redis_server.client() as client:
+    with proxy.server.client() as client:
         assert all(client.ttl(key) > 0 for key in left if key.endswith("refused"))
 
 
-async def test_an_entry_that_leads_nowhere_is_removed_in_time(redis_server: RedisServer, deployment: str) -> None:
+async def test_an_entry_that_leads_nowhere_is_removed_in_time(proxy: ForgetfulProxy, deployment: str) -> None:
     keys = Keys(deployment)
     entries = keys.shard(shard_of("crashed"))[0]
-    async with opened(redis_queue(redis_server.url, deployment, upkeep_seconds=0.01)) as queue:
+    async with opened(redis_queue(proxy.url, deployment, upkeep_seconds=0.01)) as queue:
         await queue.rebuilt()
         await queue.put([an_item("stays")])
-        with redis_server.client() as client:
+        with proxy.server.client() as client:
             # As a put that died between its two writes leaves it.
             client.hset(entries, "crashed", "0123456789abcdeflane")
 
@@ -212,21 +230,45 @@ async def test_an_entry_that_leads_nowhere_is_removed_in_time(redis_server: Redi
         assert await queue.contains(["stays", "crashed"]) == {"stays"}
 
 
-async def test_an_entry_that_leads_nowhere_keeps_nothing_out(redis_server: RedisServer, deployment: str) -> None:
-    async with opened(redis_queue(redis_server.url, deployment)) as queue:
+@pytest.mark.parametrize("lane", ["elsewhere", "lane"])
+async def test_an_entry_that_leads_nowhere_keeps_nothing_out(proxy: ForgetfulProxy, deployment: str, lane: str) -> None:
+    async with opened(redis_queue(proxy.url, deployment)) as queue:
         await queue.rebuilt()
+        with proxy.server.client() as client:
+            client.hset(Keys(deployment).shard(shard_of("id"))[0], "id", f"0123456789abcdef{lane}")
+
+        await queue.put([an_item("id"), an_item("other")])
+
+        assert ids(await claim(queue)) in (["id", "other"], ["other", "id"])
+        assert await queue.cancel("id") is Cancelled.LEASED
+
+
+async def test_putting_and_acknowledging_take_one_call_each_where_one_server_holds_everything(
+    redis_server: RedisServer, deployment: str
+) -> None:
+    def calls(client: redis.Redis) -> int:
+        found = client.info("commandstats")
+        return sum(found[f"cmdstat_{name}"]["calls"] for name in ("evalsha", "eval") if f"cmdstat_{name}" in found)
+
+    async with opened(redis_queue(redis_server.url, deployment, upkeep_seconds=DEADLINE)) as queue:
+        await queue.rebuilt()
+        await queue.put([an_item("first")])
+        await queue.ack(await claim_one(queue))
+        await queue.put([an_item("second")])
+        lease = await claim_one(queue)
         with redis_server.client() as client:
-            client.hset(Keys(deployment).shard(shard_of("id"))[0], "id", "0123456789abcdefelsewhere")
+            before = calls(client)
+            await queue.put([an_item("third"), an_item("fourth")])
+            await queue.ack(lease)
 
-        await queue.put([an_item("id")])
-
-        assert ids(await claim(queue)) == ["id"]
+            assert calls(client) == before + 2
+        assert await queue.contains(["second", "third", "fourth"]) == {"third", "fourth"}
 
 
 async def test_moving_and_putting_at_once_leaves_an_execution_in_one_lane(
-    redis_server: RedisServer, deployment: str
+    proxy: ForgetfulProxy, deployment: str
 ) -> None:
-    async with opened(redis_queue(redis_server.url, deployment, connections=16)) as queue:
+    async with opened(redis_queue(proxy.url, deployment, connections=16)) as queue:
         await queue.rebuilt()
         for _ in range(30):
             execution_id = new_id()

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import redis
@@ -284,14 +284,28 @@ class ClusterGroup:
     def _is_ready(self) -> bool:
         for server in self.servers:
             with server.client() as client:
-                found = client.execute_command("CLUSTER", "INFO")
-                replication = client.info("replication")
-            state = found if isinstance(found, dict) else dict(line.split(":") for line in found.decode().split())
+                state, replication = cluster_info(client), client.info("replication")
             if state["cluster_state"] != "ok" or state["cluster_slots_ok"] != "16384":
                 return False
             if replication["role"] == "slave" and replication["master_link_status"] != "up":
                 return False
         return len(self.masters()) == 3
+
+
+@contextlib.contextmanager
+def one_node_cluster(folder: Path) -> Iterator[RedisServer]:
+    """A server that holds all slots of a cluster."""
+    options = ["cluster-enabled yes", "cluster-announce-ip 127.0.0.1"]
+    with RedisServer(folder, port=_free_port(below=50_000), options=options) as server, server.client() as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+        until(lambda: cluster_info(client)["cluster_state"] == "ok", "a cluster that is whole")
+        yield server
+
+
+def cluster_info(client: redis.Redis) -> Mapping[str, str]:
+    """What a node tells of its cluster."""
+    found = client.execute_command("CLUSTER", "INFO")
+    return found if isinstance(found, dict) else dict(line.split(":") for line in found.decode().split())
 
 
 def until(holds: Callable[[], bool], what: str) -> None:

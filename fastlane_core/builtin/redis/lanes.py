@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastlane_core.builtin.redis.index import CHUNK, Entry, chunks
-from fastlane_core.builtin.redis.keys import Keys
+from fastlane_core.builtin.redis.keys import INDEX_SHARDS, Keys, shard_of
 from fastlane_core.builtin.redis.servers import Reply, Servers
 from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, QueueItem
 from fastlane_core.errors import LeaseLost, QueueUnavailable
@@ -56,11 +56,16 @@ class Lanes:
         self._keys = keys
 
     async def put(self, lane: str, items: Sequence[tuple[QueueItem, str]]) -> Added:
-        """Add items, each with its placement, that are not there."""
+        """Add items, each with its placement, that are not there.
+
+        Where one server holds everything, their index entries are made in the same step: one whose entry is of another
+        lane counts as refused. Elsewhere they must have been made before.
+        """
         arguments: list[str] = []
         for item, placement in items:
-            arguments += _about(item, placement)
-        return _added(items, await self._run("put", lane, *arguments))
+            arguments += [*_about(item, placement), str(shard_of(item.execution_id))]
+        shards = [self._keys.shard(number)[0] for number in range(INDEX_SHARDS)] if self._servers.holds_all else []
+        return _added(items, await self._run("put", lane, lane, *arguments, more_keys=shards))
 
     async def restore(self, lane: str, leases: Sequence[tuple[Lease, str]], lease_seconds: float) -> Added:
         """Add leases, each with its placement, of executions that are not there."""
@@ -116,8 +121,13 @@ class Lanes:
         return lost, stop
 
     async def ack(self, lease: Lease) -> str | None:
-        """Remove the item, and return its placement; None if it is not there. Raises LeaseLost."""
-        placement = await self._run("ack", lease.item.lane, lease.item.execution_id, lease.token)
+        """Remove the item, and return its placement; None if it is not there. Raises LeaseLost.
+
+        Where one server holds everything, its index entry is removed in the same step.
+        """
+        item = lease.item
+        shards = [self._keys.shard(shard_of(item.execution_id))[0]] if self._servers.holds_all else []
+        placement = await self._run("ack", item.lane, item.execution_id, lease.token, item.lane, more_keys=shards)
         if placement is None:
             raise _lost(lease)
         return placement.decode() or None
@@ -183,8 +193,8 @@ class Lanes:
         pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
         return int(following), {each.decode(): Entry(record.split(b" ", 3)[2].decode(), lane) for each, record in pairs}
 
-    async def _run(self, name: str, lane: str, *arguments: str | float) -> Reply:
-        return await self._servers.run(name, self._keys.lane(lane), arguments)
+    async def _run(self, name: str, lane: str, *arguments: str | float, more_keys: Sequence[str] = ()) -> Reply:
+        return await self._servers.run(name, (*self._keys.lane(lane), *more_keys), arguments)
 
 
 def _about(item: QueueItem, placement: str) -> list[str]:

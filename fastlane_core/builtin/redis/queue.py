@@ -65,10 +65,7 @@ class RedisQueue(Queue):
         await self._servers.close()
 
     async def put(self, items: Sequence[QueueItem]) -> None:
-        async def add(lane: str, items: Sequence[tuple[QueueItem, str]]) -> Added:
-            return await self._lanes.put(lane, items)
-
-        await self._add(items, add)
+        await self._add(await self._put_at_once(items) if self._servers.holds_all else items, self._lanes.put)
 
     async def claim(
         self, lane: str, *, worker: str, capacity: int, limit: int, lease_seconds: float
@@ -97,6 +94,8 @@ class RedisQueue(Queue):
     async def ack(self, lease: Lease) -> None:
         execution_id, lane = lease.item.execution_id, lease.item.lane
         placement = await self._lanes.ack(lease)
+        if self._servers.holds_all:
+            return
         if placement is not None:
             await self._index.replace([(execution_id, Entry(placement, lane), None)])
             return
@@ -169,9 +168,29 @@ class RedisQueue(Queue):
     def subscribe(self, topics: Sequence[str]) -> AbstractAsyncContextManager[Subscription]:
         return self._wakeups.subscribe(topics)
 
+    async def clock(self) -> float:
+        """That of one server, where there are several."""
+        seconds, microseconds = await self._servers.call(lambda client, _: client.execute_command("TIME"))
+        return float(seconds) + float(microseconds) / 1_000_000
+
     async def health(self) -> str:
         await self._servers.call(lambda client, _: client.execute_command("PING"))
         return f"Redis {(await self._servers.information())['redis_version']} at {self._servers.place}"
+
+    async def _put_at_once(self, items: Sequence[QueueItem]) -> Sequence[QueueItem]:
+        """Add items, each in one step with its index entry; those whose entries want a closer look are left."""
+        by_lane: dict[str, dict[str, QueueItem]] = {}
+        for each in items:
+            by_lane.setdefault(each.lane, {}).setdefault(each.execution_id, each)
+        left: list[QueueItem] = []
+        for lane, its in by_lane.items():
+            await self._rebuilding.register(lane)
+            for ids in chunks(list(its), CHUNK):
+                added = await self._lanes.put(lane, [(its[each], Entry.new(lane).placement) for each in ids])
+                left += [its[each] for each in added.refused]
+                if not added.whole:
+                    await self._rebuilding.register(lane, again=True)
+        return left
 
     async def _add(
         self,

@@ -75,6 +75,8 @@ class Servers:
         self._options = options
         self.timeout = options.timeout
         self.place = options.address.place
+        #: Whether one server holds everything, so that a script may touch any keys.
+        self.holds_all = options.address.topology is not Topology.CLUSTER
         self._slots = asyncio.Semaphore(options.connections)
         self._client: Redis | RedisCluster | None = None
         self._sentinel: _Sentinels | None = None

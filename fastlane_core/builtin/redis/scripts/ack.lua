@@ -1,7 +1,15 @@
--- ARGV: id, token. Answers the placement of what was removed, '' when it is not there, false when the lease is lost.
-local id = ARGV[2]
+-- ARGV: id, token, the lane. Answers the placement of what was removed, '' when it is not there, false when the lease is
+-- lost. Where one server holds everything, KEYS end with the shard of the index, and the entry is removed here.
+local INDEX = KEYS[11]
+local id, lane = ARGV[2], ARGV[4]
+local entry = INDEX and redis.call('HGET', INDEX, id)
 local record = redis.call('HGET', ITEMS, id)
 if not record then
+  -- An earlier call has removed it. An entry that is left leads nowhere, and no put that has seen it shall use it.
+  if entry and string.sub(entry, PLACEMENT_LENGTH + 1) == lane then
+    refuse(string.sub(entry, 1, PLACEMENT_LENGTH), clock())
+    redis.call('HDEL', INDEX, id)
+  end
   return ''
 end
 if not holds(id, ARGV[3]) then
@@ -11,5 +19,8 @@ local _, _, placement = parse(record)
 free(id)
 redis.call('SREM', STOPPING, id)
 redis.call('HDEL', ITEMS, id)
+if entry == placement .. lane then
+  redis.call('HDEL', INDEX, id)
+end
 touch()
 return placement

@@ -15,6 +15,7 @@ local RETRIED = ARGV[1] == '1'
 local HIGHEST_PRIORITY = 9
 local SEQUENCES = 2 ^ 49
 local REFUSED_SECONDS = 120
+local PLACEMENT_LENGTH = 16
 
 local function clock()
   local time = redis.call('TIME')
@@ -84,6 +85,16 @@ local function free(id)
   redis.call('ZREM', LEASES, id)
   redis.call('HDEL', TOKENS, id)
   leave_place(id)
+end
+
+-- The placement by which an execution may be added to this lane, according to its index entry, which is made if there is
+-- none; nothing if the entry is of another lane.
+local function enter(index, id, placement, lane)
+  redis.call('HSETNX', index, id, placement .. lane)
+  local entry = redis.call('HGET', index, id)
+  if string.sub(entry, PLACEMENT_LENGTH + 1) == lane then
+    return string.sub(entry, 1, PLACEMENT_LENGTH)
+  end
 end
 
 -- Whoever wants to add this placement later is refused.
