@@ -231,6 +231,7 @@ class Starter:
             fence=execution.fence,
             deployment_id=self._context.deployment_id,
             max_log_bytes=self._context.options.max_log_bytes,
+            may_exist=execution.start_asked_at is not None,
         )
 
     def _unreachable(self, execution: Execution, error: EngineUnavailable) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -18,8 +19,9 @@ from fastlane_core.contracts.queue import Subscription
 
 log = structlog.get_logger(__name__)
 
-#: Seconds between looks at whether another process has written.
-_LOOK_SECONDS = 0.025
+#: Seconds between looks at whether another process has written: while one does, and while none has for some seconds.
+_LOOK_SECONDS, _SELDOM_SECONDS = 0.025, 0.1
+_QUIET_SECONDS = 10.0
 
 LANE_CHANGES = "SELECT changes FROM lanes WHERE name = ?"
 LAST_TOPIC = "SELECT max(sequence) FROM topics"
@@ -53,6 +55,11 @@ class LaneWaiter:
     def wake(self) -> None:
         """Callable from any thread."""
         _call_in(self._loop, self._woken.set)
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether it was woken already."""
+        return self._woken.is_set()
 
 
 class TopicSubscription(Subscription):
@@ -102,6 +109,10 @@ class Wakeups:
         self._unsent: dict[str, None] = {}
         self._ended = threading.Event()
         self._version = self._data_version()
+        #: When another process's write was last noticed.
+        self._others_wrote_at = float("-inf")
+        #: Lanes that were found changed, and of which this process has not said since that it was itself.
+        self._suspected: set[str] = set()
         (last,) = self._connection.execute(LAST_TOPIC).fetchone()
         self._last_topic: int = last or 0
         self._thread = threading.Thread(target=self._run, name="fastlane-sqlite-wakeups", daemon=True)
@@ -141,6 +152,7 @@ class Wakeups:
         """This process changed something in the lanes."""
         changed = frozenset(lanes)
         with self._lock:
+            self._suspected -= changed
             waiters = [waiter for waiter in self._waiters if not changed.isdisjoint(waiter.lanes)]
         for waiter in waiters:
             waiter.wake()
@@ -186,7 +198,8 @@ class Wakeups:
     def _pause(self) -> float:
         with self._lock:
             left = [waiter.at - waiter.clock() for waiter in self._waiters if waiter.at is not None]
-        return max(0.0, min([*left, _LOOK_SECONDS]))
+        busy = time.monotonic() - self._others_wrote_at < _QUIET_SECONDS
+        return max(0.0, min([*left, _LOOK_SECONDS if busy else _SELDOM_SECONDS]))
 
     def _look(self) -> None:
         version = self._data_version()
@@ -195,17 +208,26 @@ class Wakeups:
         self._version = version
         with self._lock:
             waiters = list(self._waiters)
+            if self._suspected:
+                self._others_wrote_at = time.monotonic()
+        suspected: set[str] = set()
         changes = {lane: self._changes(lane) for lane in {lane for waiter in waiters for lane in waiter.lanes}}
         for waiter in waiters:
             # One that is about to read may read from before this look, and there would be no other.
             if waiter.seen is None or any(changes[lane] != waiter.seen[lane] for lane in waiter.lanes):
+                if waiter.seen is not None and not waiter.is_woken:
+                    suspected.update(waiter.lanes)
                 waiter.wake()
+        with self._lock:
+            self._suspected = suspected
         self._read_topics()
 
     def _read_topics(self) -> None:
         rows = self._connection.execute(NEW_TOPICS, (self._last_topic, TOPICS_KEPT)).fetchall()
         if not rows:
             return
+        if any(origin != self._origin for _, origin, _ in rows):
+            self._others_wrote_at = time.monotonic()
         missed = rows[0][0] != self._last_topic + 1
         self._last_topic = rows[-1][0]
         if missed:

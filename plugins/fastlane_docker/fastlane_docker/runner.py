@@ -69,6 +69,8 @@ class DockerRunner(Runner):
         self._stopped: set[str] = set()
         #: Containers that were started here, until they are processed.
         self._own: set[str] = set()
+        #: Those of them that nobody has waited for yet.
+        self._just_started: set[str] = set()
         self._pool = Pool(context, self._settings, self._addresses)
         self._retention: asyncio.Task[None] | None = None
 
@@ -150,6 +152,7 @@ class DockerRunner(Runner):
             )
             container = await engine.call("start", start)
         self._own.add(container)
+        self._just_started.add(container)
         handle = self._handle(engine, container, containers.name_of(request.execution_id))
         if resolved.options.stopGrace is not None:
             return replace(handle, data={**handle.data, "stopGrace": resolved.options.stopGrace})
@@ -157,8 +160,14 @@ class DockerRunner(Runner):
 
     async def wait(self, handle: RunHandle) -> RunOutcome:
         engine, container = self._located(handle)
+        watcher = self._pool.watcher(engine.address.key)
         drained = False
-        async with self._pool.watcher(engine.address.key).woken_for(container) as wake:
+        async with watcher.woken_for(container) as wake:
+            if self._was_just_started(container, engine) and not watcher.has_heard_of_its_end(container):
+                # It runs, or ends in a moment. An end that is not heard is found by the watcher's list of what runs.
+                await wake.wait()
+                if engine.trouble:
+                    raise EngineUnavailable(engine.trouble)
             while True:
                 wake.clear()
                 state = await self._on_container(handle, "wait", lambda client: containers.state_of(client, container))
@@ -178,6 +187,13 @@ class DockerRunner(Runner):
                 await wake.wait()
                 if engine.trouble:
                     raise EngineUnavailable(engine.trouble)
+
+    def _was_just_started(self, container: str, engine: Engine) -> bool:
+        """Whether this worker started it a moment ago, and nothing speaks against its running; True once."""
+        if container not in self._just_started:
+            return False
+        self._just_started.discard(container)
+        return not engine.had_trouble and self._pool.drained(engine.address.key) is None
 
     async def stop(self, handle: RunHandle, grace: float) -> None:
         self._stopped.add(self._located(handle)[1])
@@ -238,6 +254,7 @@ class DockerRunner(Runner):
         await engine.call("finish", finish)
         self._stopped.discard(container)
         self._own.discard(container)
+        self._just_started.discard(container)
 
     async def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:
         engine = self._pool.engine(place)

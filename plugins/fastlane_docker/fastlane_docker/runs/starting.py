@@ -46,7 +46,9 @@ def start_run(
     for _ in range(_TRIES):
         container, is_new = _created_or_found(client, request, resolved, settings)
         if is_new:
-            if (processed := _processed(client, request)) is not None:
+            # One that is asked for the first time cannot have been processed, unless another worker did it all meanwhile:
+            # then `confirm` raises.
+            if request.may_exist and (processed := _processed(client, request)) is not None:
                 client.remove_container(container, force=True, v=True)
                 return processed
         elif not _needs_start(containers.state_of(client, container)):
