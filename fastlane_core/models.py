@@ -268,8 +268,8 @@ class RunRequest:
     deployment_id: str
     #: Output that core will keep, bytes over both streams; the engine must hold at least that much.
     max_log_bytes: int
-    #: Whether a start was asked for before, so that the run may exist, or may even have been processed. False spares
-    #: looking for it; a name that is taken, or an execution that is not this worker's any more, is noticed all the same.
+    #: Whether a start was asked for before, so that the run may exist or may even have been processed. False spares
+    #: looking for it: who comes too late is told by `confirm_start`.
     may_exist: bool = True
 
 

@@ -129,6 +129,13 @@ class Runner(ABC):
         """Places for a new run, best first. `loads` has the runs that each place holds now (absent means 0)."""
         return sorted((await self.availability(lane)).places, key=lambda place: loads.get(place, 0))
 
+    def is_prepared(self, request: RunRequest) -> bool:
+        """Whether `prepare` would have nothing to do, as far as is known; asks no engine.
+
+        True spares core a step. `start` must then get along where it was wrong.
+        """
+        return False
+
     @abstractmethod
     async def prepare(self, request: RunRequest, progress: ProgressCallback) -> None:
         """Get what the run needs onto `request.place` (pull the image). Idempotent.

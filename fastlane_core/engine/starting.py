@@ -71,10 +71,11 @@ class Starter:
         """The execution, running or ended. Raises PutBack, Fenced, StorageUnavailable, QueueUnavailable."""
         if execution.start_asked_at is None and (ending := await self._why_not(execution)) is not None:
             return await self._end(execution, ending)
+        begun_before = execution.start_asked_at is not None
         execution = await self._place(execution)
         if execution.status.is_final:
             return execution
-        request = self._request(execution)
+        request = self._request(execution, may_exist=begun_before)
         try:
             if execution.start_asked_at is None:
                 await self._prepare(execution, request)
@@ -119,8 +120,17 @@ class Starter:
         now = self._context.clock()
         if place is None:
             await self._put_back(execution, "every place of its lane that could be reached is full", _NO_ROOM_DELAY)
-        execution = await self._change(execution, lambda current: placed(current, place=place or "", now=now))
+
+        def step(current: Execution) -> Execution:
+            there = placed(current, place=place or "", now=now)
+            ready = self._context.routing.runner_for(there).is_prepared(self._request(there, may_exist=False))
+            # Both at once, where nothing comes between them: one write less for most executions.
+            return start_asked(there, now=now) if ready and before_start(there, now=now) is None else there
+
+        execution = await self._change(execution, step)
         self._context.reach(FaultPoint.PLACED)
+        if execution.start_asked_at is not None:
+            self._context.reach(FaultPoint.START_ASKED)
         return execution
 
     async def _choose_place(self, execution: Execution) -> str | None:
@@ -219,7 +229,7 @@ class Starter:
         await self._changed(changed)
         return changed
 
-    def _request(self, execution: Execution) -> RunRequest:
+    def _request(self, execution: Execution, *, may_exist: bool) -> RunRequest:
         return RunRequest(
             execution_id=execution.id,
             job_id=execution.job_id,
@@ -231,7 +241,7 @@ class Starter:
             fence=execution.fence,
             deployment_id=self._context.deployment_id,
             max_log_bytes=self._context.options.max_log_bytes,
-            may_exist=execution.start_asked_at is not None,
+            may_exist=may_exist,
         )
 
     def _unreachable(self, execution: Execution, error: EngineUnavailable) -> float:

@@ -46,6 +46,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _HANDLE_VERSION = 1
+#: Seconds since an engine answered in which it is taken to be there still.
+_LATELY = 0.25
 #: Between asking a run on a drained host to end and killing it.
 _DRAIN_GRACE_SECONDS = 10.0
 #: Hosts pruned at a time, and seconds that one of them may take.
@@ -121,6 +123,14 @@ class DockerRunner(Runner):
         return {"hosts": self._pool.health()}
 
     # Runs
+
+    def is_prepared(self, request: RunRequest) -> bool:
+        resolved = resolve(self._farms.of_lane(request.lane), request.spec)
+        if resolved.pull_policy == "always" or resolved.options.platform:
+            return False
+        # Asking for the image is what tells of a host that is out of reach before it is asked to start anything.
+        heard_lately = self._pool.engine(request.place).seconds_since_answer < _LATELY
+        return heard_lately and self._pool.puller(request.place).has(request.spec.image)
 
     async def prepare(self, request: RunRequest, progress: ProgressCallback) -> None:
         resolved = resolve(self._farms.of_lane(request.lane), request.spec)

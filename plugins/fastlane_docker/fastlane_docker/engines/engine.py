@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -61,6 +62,7 @@ class Engine:
         self._pings = Threads(1, f"docker ping {address.key}")
         #: Whether it was ever out of reach, as far as is known here.
         self.had_trouble = False
+        self._answered_at = float("-inf")
         #: Why it could not be reached when it was last looked at; "" if it answered, None before the first look.
         self.trouble: str | None = None
 
@@ -161,7 +163,13 @@ class Engine:
         self.had_trouble = True
         self._heard(why)
 
+    @property
+    def seconds_since_answer(self) -> float:
+        """How long ago it answered a call."""
+        return time.monotonic() - self._answered_at
+
     def _answered(self) -> None:
+        self._answered_at = time.monotonic()
         if self.trouble:
             # It may have come back as another version: the next call asks again.
             self._forget_client()

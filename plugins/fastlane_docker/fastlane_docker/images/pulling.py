@@ -88,6 +88,7 @@ class Puller:
     async def restore(self, image: str, policy: PullPolicy, *, platform: str = "") -> None:
         """Get an image again that was there a moment ago, unless the policy forbids to. Raises as `ensure` does."""
         log.warning("an image was removed before its container was made", image=image, host=self._engine.address.key)
+        self.known.discard(parse_reference(image))
         await self.ensure(image, "never" if policy == "never" else "missing", lambda progress: None, platform=platform)
 
     def has(self, image: str) -> bool:

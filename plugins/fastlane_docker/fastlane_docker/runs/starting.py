@@ -46,8 +46,8 @@ def start_run(
     for _ in range(_TRIES):
         container, is_new = _created_or_found(client, request, resolved, settings)
         if is_new:
-            # One that is asked for the first time cannot have been processed, unless another worker did it all meanwhile:
-            # then `confirm` raises.
+            # One that is asked for the first time was not processed, unless another worker did it all meanwhile: then
+            # `confirm` raises.
             if request.may_exist and (processed := _processed(client, request)) is not None:
                 client.remove_container(container, force=True, v=True)
                 return processed
