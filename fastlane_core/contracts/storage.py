@@ -80,8 +80,8 @@ class Storage(ABC):
         """Store jobs with their executions, making or touching their tasks. One answer each, in order.
 
         A submission whose idempotency key is known in its task is not stored: the earlier one is given back, with
-        the execution that was made with it. Raises RevisionConflict when a job exists (revision 0) or has changed;
-        then none of the submissions is stored.
+        the execution that was made with it. One that replaces a job only keeps the key that the job has.
+        Raises RevisionConflict when a job exists (revision 0) or has changed; then none of the submissions is stored.
         """
 
     # Tasks
@@ -151,6 +151,12 @@ class Storage(ABC):
     @abstractmethod
     async def list_unfinished(self, *, cursor: str | None, limit: int) -> Page[Execution]:
         """Executions that have not ended, in a stable order."""
+
+    @abstractmethod
+    async def list_unfinished_of_job(
+        self, job_id: str, *, task_id: str, cursor: str | None, limit: int
+    ) -> Page[Execution]:
+        """Executions of a job that have not ended, in a stable order; as fast for any number that have."""
 
     @abstractmethod
     async def list_owing(self, *, until: float, limit: int) -> Sequence[Execution]:

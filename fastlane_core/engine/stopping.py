@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -33,13 +34,10 @@ class Stopping:
         job = await self._mark_job(task_id, job_id)
         cursor: str | None = None
         while True:
-            page = await self._storage.list_executions(job_id, task_id=task_id, cursor=cursor, limit=_PAGE)
-            unfinished = [each for each in page.items if not each.status.is_final]
-            for execution in unfinished:
-                await self._stop(execution)
+            page = await self._storage.list_unfinished_of_job(job_id, task_id=task_id, cursor=cursor, limit=_PAGE)
+            await asyncio.gather(*(self._stop(each) for each in page.items))
             cursor = page.cursor
-            # Unfinished executions are the newest ones: a page without any ends the search.
-            if cursor is None or not unfinished:
+            if cursor is None:
                 return job
 
     async def stop_execution(self, task_id: str, job_id: str, execution_id: str) -> Execution:

@@ -184,6 +184,26 @@ class StorageExecutionTests(StorageFixtures):
         page = await storage.list_unfinished(cursor=None, limit=9)
         assert (list(page.items), page.cursor) == ([], None)
 
+    async def test_unfinished_of_a_job_are_its_own_however_many_have_ended(self, storage: Storage, job: Job) -> None:
+        other = await store_job(storage, a_job("elsewhere", job.id))
+        ended = [an_execution(job, status=Status.DONE, created_at=CREATED_AT + number) for number in range(5)]
+        begun = [an_execution(job, status=status) for status in Status if not status.is_final]
+        await storage.add_executions(
+            [*begun, *ended, an_execution(other), an_execution(job, created_at=CREATED_AT + 9)]
+        )
+
+        listed = await all_pages(
+            lambda cursor: storage.list_unfinished_of_job(job.id, task_id="task", cursor=cursor, limit=2)
+        )
+
+        assert len(listed) == len(begun) + 1
+        assert {each.id for each in begun} < {each.id for each in listed}
+        assert {each.task_id for each in listed} == {"task"}
+        await storage.put_execution(replace(listed[0], status=Status.STOPPED))
+        rest = await storage.list_unfinished_of_job(job.id, task_id="task", cursor=None, limit=9)
+        assert [each.id for each in rest.items] == [each.id for each in listed[1:]]
+        assert not (await storage.list_unfinished_of_job("none", task_id="task", cursor=None, limit=9)).items
+
     async def test_pages_of_unfinished_hold_while_some_end_and_others_come(self, storage: Storage, job: Job) -> None:
         executions = [an_execution(job, f"{number}") for number in range(20)]
         await storage.add_executions(executions)

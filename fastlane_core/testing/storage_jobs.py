@@ -129,6 +129,20 @@ class StorageJobTests(StorageFixtures):
         assert await storage.get_execution(execution.id) == replace(execution, revision=1)
         assert await storage.count_jobs() == 1
 
+    async def test_a_replaced_job_keeps_its_key_and_repeating_its_submission_gives_it_back(
+        self, storage: Storage
+    ) -> None:
+        submission = a_submission(idempotency_key="key")
+        (first,) = await storage.submit([submission])
+        another = an_execution(first.job)
+
+        (replaced,) = await storage.submit([Submission(job=replace(first.job, retries=5), execution=another)])
+        (again,) = await storage.submit([a_submission(idempotency_key="key")])
+
+        assert (replaced.repeated, replaced.job) == (False, replace(first.job, retries=5, revision=2))
+        assert replaced.execution == replace(another, revision=1)
+        assert (again.repeated, again.job, again.execution) == (True, replaced.job, first.execution)
+
     async def test_a_submission_for_a_changed_job_stores_nothing(self, storage: Storage, job: Job) -> None:
         changed = await storage.put_job(replace(job, retries=1))
         fresh, execution = a_submission(), an_execution(job)

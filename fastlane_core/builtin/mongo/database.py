@@ -37,6 +37,7 @@ _INDEXES: Mapping[str, list[IndexModel]] = {
     "executions": [
         IndexModel([("job", 1), ("created_at", -1), ("_id", -1)]),
         IndexModel([("unfinished", 1)], sparse=True),
+        IndexModel([("job", 1), ("unfinished", 1)]),
         IndexModel([("owes_at", 1)], sparse=True),
         IndexModel([("removable_at", 1)], sparse=True),
     ],

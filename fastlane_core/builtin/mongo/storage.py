@@ -157,20 +157,16 @@ class MongoStorage(Storage):
         return 0 if found is None else int(found["executions"])
 
     async def list_unfinished(self, *, cursor: str | None, limit: int) -> Page[Execution]:
-        after = "" if cursor is None else decode_text_cursor(cursor)
         with self._database.call() as db:
             if cursor is None:
                 await self._healer.heal(db)
-            found = await (
-                db.executions.quick.find({"unfinished": {"$gt": after}}, {"record": 1, "unfinished": 1})
-                .sort("unfinished", 1)
-                .limit(limit + 1)
-                .to_list()
-            )
-        return Page(
-            items=[decode_execution(each["record"]) for each in found[:limit]],
-            cursor=encode_cursor(found[limit - 1]["unfinished"]) if len(found) > limit else None,
-        )
+            return await _unfinished(db, {}, cursor, limit)
+
+    async def list_unfinished_of_job(
+        self, job_id: str, *, task_id: str, cursor: str | None, limit: int
+    ) -> Page[Execution]:
+        with self._database.call() as db:
+            return await _unfinished(db, {"job": job_key(task_id, job_id)}, cursor, limit)
 
     async def list_owing(self, *, until: float, limit: int) -> Sequence[Execution]:
         with self._database.call() as db:
@@ -223,6 +219,20 @@ class MongoStorage(Storage):
     async def delete_state(self, scope: str, key: str) -> None:
         with self._database.call() as db:
             await db.state.durable.delete_one({"_id": key_of(scope, key)})
+
+
+async def _unfinished(db: Collections, wanted: Document, cursor: str | None, limit: int) -> Page[Execution]:
+    after = "" if cursor is None else decode_text_cursor(cursor)
+    found = await (
+        db.executions.quick.find({**wanted, "unfinished": {"$gt": after}}, {"record": 1, "unfinished": 1})
+        .sort("unfinished", 1)
+        .limit(limit + 1)
+        .to_list()
+    )
+    return Page(
+        items=[decode_execution(each["record"]) for each in found[:limit]],
+        cursor=encode_cursor(found[limit - 1]["unfinished"]) if len(found) > limit else None,
+    )
 
 
 async def _put_state(db: Collections, key: str, fields: Document, revision: int | None) -> bool:

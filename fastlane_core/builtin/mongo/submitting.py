@@ -136,7 +136,7 @@ async def _refuse_conflicts(db: Collections, submissions: Sequence[Submission]) 
     """Find what will not be stored before anything is: the way to make all or none of them, but for races."""
     for submission in submissions:
         job = submission.job
-        if job.idempotency_key is not None:
+        if job.idempotency_key is not None and not job.revision:
             key = key_of(job.task_id, job.idempotency_key)
             if await db.keys.quick.find_one({"_id": key}, {"_id": 1}) is not None:
                 continue
@@ -149,15 +149,13 @@ async def _accept(db: Collections, job: Job, execution: Execution | None) -> _Ac
     token = new_token()
     key: str | None = None
     asked: tuple[Job, Execution | None] | None = None
-    if job.idempotency_key is not None:
+    if job.idempotency_key is not None and not job.revision:
         key = key_of(job.task_id, job.idempotency_key)
         claim = await _claim(db, key, job, execution, token)
         if claim["token"] != token:
             earlier = await _earlier(db, claim)
             if earlier is not None:
                 return _Accepted(submitted=earlier)
-            if job.revision and claim["job"] != escape(job.id):
-                raise RevisionConflict(f"another submission with the key {job.idempotency_key} is under way: try again")
             asked = job, execution
             token, job, execution = _taken_over(claim, job, execution)
     stored = replace(job, revision=job.revision + 1)

@@ -42,6 +42,10 @@ LIST_EXECUTIONS = """
 LIST_UNFINISHED = """
     SELECT created_at, number, record FROM executions WHERE unfinished = 1 AND number > ? ORDER BY number LIMIT ?
 """
+LIST_UNFINISHED_OF_JOB = """
+    SELECT created_at, number, record FROM executions INDEXED BY executions_unfinished_by_job
+    WHERE job = ? AND unfinished = 1 AND number > ? ORDER BY number LIMIT ?
+"""
 LIST_OWING = "SELECT record FROM executions WHERE owes_at <= ? ORDER BY owes_at LIMIT ?"
 REMOVE_EXECUTIONS = """
     DELETE FROM executions WHERE number IN (
@@ -145,6 +149,15 @@ class SqliteStorage(Storage):
     async def list_unfinished(self, *, cursor: str | None, limit: int) -> Page[Execution]:
         behind = 0 if cursor is None else decode_cursor(cursor)[1]
         return _page(await self._rows(LIST_UNFINISHED, (behind, limit + 1)), limit, decode_execution)
+
+    async def list_unfinished_of_job(
+        self, job_id: str, *, task_id: str, cursor: str | None, limit: int
+    ) -> Page[Execution]:
+        behind = 0 if cursor is None else decode_cursor(cursor)[1]
+        job = await self._rows(storage_records.FIND_JOB, (task_id, job_id))
+        if not job:
+            return Page(items=())
+        return _page(await self._rows(LIST_UNFINISHED_OF_JOB, (job[0][0], behind, limit + 1)), limit, decode_execution)
 
     async def list_owing(self, *, until: float, limit: int) -> Sequence[Execution]:
         return [decode_execution(record) for (record,) in await self._rows(LIST_OWING, (until, limit))]

@@ -86,8 +86,9 @@ def find_execution(connection: sqlite3.Connection, execution_id: str) -> Executi
 
 
 def _submit_one(connection: sqlite3.Connection, job: Job, execution: Execution | None) -> Submitted:
-    if job.idempotency_key is not None:
-        earlier = connection.execute(FIND_KEY, (job.task_id, job.idempotency_key)).fetchone()
+    key = job.idempotency_key if not job.revision else None
+    if key is not None:
+        earlier = connection.execute(FIND_KEY, (job.task_id, key)).fetchone()
         if earlier is not None:
             record, execution_id = earlier
             return Submitted(
@@ -103,8 +104,8 @@ def _submit_one(connection: sqlite3.Connection, job: Job, execution: Execution |
         number, stored = _insert_job(connection, job, task)
     if execution is not None:
         execution = _insert_execution(connection, execution, number)
-    if job.idempotency_key is not None:
-        connection.execute(INSERT_KEY, (task, job.idempotency_key, number, execution.id if execution else None))
+    if key is not None:
+        connection.execute(INSERT_KEY, (task, key, number, execution.id if execution else None))
     return Submitted(job=stored, execution=execution)
 
 

@@ -109,5 +109,6 @@ STORAGE_SCHEMA = Schema(
             "CREATE TABLE state_revision (last INTEGER NOT NULL)",
             "INSERT INTO state_revision VALUES (0)",
         ),
+        ("CREATE INDEX executions_unfinished_by_job ON executions (job) WHERE unfinished IS NOT NULL",),
     ),
 )
