@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import pymongo
 import pytest
 
 from fastlane_core.app import open_application
@@ -17,6 +20,8 @@ from fastlane_core.engine.presence import WORKERS_SCOPE
 from fastlane_core.engine.submission import JobOrder, JobSubmission
 from fastlane_core.models import Execution, RunSpec
 from tests.end_to_end.service import PATIENCE, Service, until
+from tests.services.clocks import WrongClock
+from tests.services.redis_server import RedisServer
 
 
 @pytest.fixture
@@ -123,3 +128,30 @@ async def _submit(submission: JobSubmission) -> Execution:
     submitted = await submission.submit(JobOrder(task_id="t", spec=spec))
     assert submitted.execution is not None
     return submitted.execution
+
+
+@pytest.mark.services
+def test_servers_of_other_stores_are_looked_at_and_their_clocks_compared(
+    tmp_path: Path, mongo_url: str, redis_server: RedisServer
+) -> None:
+    mongo = urlsplit(mongo_url)
+    assert mongo.port is not None
+    database = f"fastlane_{uuid.uuid4().hex}"
+    with WrongClock(mongo.port, 90) as behind_mongo, WrongClock(redis_server.port, -70) as behind_redis:
+        settings = {
+            "RUNNERS": ["process"],
+            "STORAGE": "mongo",
+            "QUEUE": "redis",
+            "MONGODB_URL": f"mongodb://127.0.0.1:{behind_mongo.port}/{database}?directConnection=true",
+            "REDIS_URL": f"redis://127.0.0.1:{behind_redis.port}",
+        }
+        _, report = doctor(Service(tmp_path, settings))
+    with pymongo.MongoClient[dict[str, Any]](mongo_url, timeoutMS=60_000) as client:
+        client.drop_database(database)
+
+    told = {f"{each['subject']}: {each['message']}" for each in report["findings"]}
+    warned = {each["subject"]: each["message"] for each in report["findings"] if each["level"] == "warning"}
+    assert warned["storage mongo"] in {f"its clock differs by {seconds} s from this machine's" for seconds in (89, 90)}
+    assert warned["queue redis"] in {f"its clock differs by {seconds} s from this machine's" for seconds in (69, 70)}
+    assert f"indexes of the database {database}: are there" in told
+    assert any(each.startswith(f"Redis 127.0.0.1:{behind_redis.port}: answers: Redis ") for each in told)

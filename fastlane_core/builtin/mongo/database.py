@@ -24,7 +24,8 @@ SCHEMA_VERSION = 1
 _INDEX_SECONDS = 600.0
 _CLOSE_SECONDS = 1.0
 
-_INDEXES: Mapping[str, list[IndexModel]] = {
+#: By collection.
+INDEXES: Mapping[str, list[IndexModel]] = {
     "tasks": [
         IndexModel([("number", 1)], unique=True),
         IndexModel([("words", 1)]),
@@ -102,7 +103,7 @@ class Database:
                 await client.admin.command("ping")
                 await self._check_version(collections)
             with self.call(_INDEX_SECONDS):
-                for name, indexes in _INDEXES.items():
+                for name, indexes in INDEXES.items():
                     collection = client[self.server.database][name]
                     for index in indexes:
                         # One by one: FerretDB 1.24 may crash over several of which some exist.
@@ -132,6 +133,12 @@ class Database:
         else:
             topology = "standalone"
         return f"MongoDB {version} at {self.server.address}, {topology}, database {self.server.database}"
+
+    async def clock(self) -> float:
+        """The time by the server that takes writes, as Unix time. Raises StorageUnavailable."""
+        with self.call():
+            hello = await self._used().admin.command("hello")
+        return float(hello["localTime"].timestamp())
 
     @contextmanager
     def call(self, timeout: float | None = None) -> Iterator[Collections]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 
 from fastlane_core.builtin.mongo.settings import MongoSettings
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.errors import PluginError
-from fastlane_core.hookspecs import PluginContext, SettingsSection, StoragePlugin, hookimpl
+from fastlane_core.hookspecs import (
+    CheckContext,
+    Finding,
+    PluginContext,
+    SettingsSection,
+    StoragePlugin,
+    hookimpl,
+)
 
 _DRIVER = ("pymongo", "bson")
 
@@ -22,6 +30,19 @@ def fastlane_settings() -> Iterable[SettingsSection]:
 def fastlane_storages() -> Iterable[StoragePlugin]:
     """The storage `mongo`."""
     yield StoragePlugin(name="mongo", create=_create_storage)
+
+
+@hookimpl
+async def fastlane_checks(context: CheckContext) -> Sequence[Finding]:
+    """Version, members, indexes, and room on the disk."""
+    # Without the driver there is no storage to check, and that is told where it is built.
+    if context.storage != "mongo" or find_spec("pymongo") is None:
+        return []
+    from fastlane_core.builtin.mongo.checks import check_servers
+    from fastlane_core.builtin.mongo.server import MongoServer
+
+    url, database, options = context.settings.section(MongoSettings).connection()
+    return await check_servers(MongoServer(url=url, database=database, options=options))
 
 
 def _create_storage(context: PluginContext) -> Storage:

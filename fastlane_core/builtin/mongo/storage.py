@@ -66,6 +66,9 @@ class MongoStorage(Storage):
     async def health(self) -> str:
         return await self._database.health()
 
+    async def clock(self) -> float:
+        return await self._database.clock()
+
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         with self._database.call() as db:
             return await submitting.submit(db, submissions)

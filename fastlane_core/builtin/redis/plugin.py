@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
 from fastlane_core.builtin.redis.url import Topology, parse_redis_url
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.errors import PluginError
-from fastlane_core.hookspecs import PluginContext, QueuePlugin, SettingsSection, hookimpl
+from fastlane_core.hookspecs import CheckContext, Finding, PluginContext, QueuePlugin, SettingsSection, hookimpl
+
+if TYPE_CHECKING:
+    from fastlane_core.builtin.redis.servers import ConnectionOptions
 
 
 class RedisSettings(BaseModel):
@@ -83,18 +88,34 @@ def fastlane_queues() -> Iterable[QueuePlugin]:
     yield QueuePlugin(name="redis", create=_create_queue)
 
 
+@hookimpl
+async def fastlane_checks(context: CheckContext) -> Sequence[Finding]:
+    """Every server and sentinel: version, role, memory, persistence, clocks, and the slots of a cluster."""
+    # Without the library there is no queue to check, and that is told where it is built.
+    if context.queue != "redis" or find_spec("redis") is None:
+        return []
+    from fastlane_core.builtin.redis.checks import check_servers
+
+    return await check_servers(_connection_options(context), context.clock)
+
+
 def _create_queue(context: PluginContext) -> Queue:
     try:
         from fastlane_core.builtin.redis.queue import RedisQueue
-        from fastlane_core.builtin.redis.servers import ConnectionOptions, TlsFiles
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "redis":
             raise
         raise PluginError(
             'QUEUE names "redis", which needs a library that is not installed: pip install "fastlane-core[redis]"'
         ) from error
+    return RedisQueue(_connection_options(context), deployment_id=context.deployment_id)
+
+
+def _connection_options(context: PluginContext) -> ConnectionOptions:
+    from fastlane_core.builtin.redis.servers import ConnectionOptions, TlsFiles
+
     settings = context.settings.section(RedisSettings)
-    options = ConnectionOptions(
+    return ConnectionOptions(
         address=parse_redis_url(settings.redis_url),
         tls=TlsFiles(
             ca=settings.redis_ca_file or None,
@@ -106,4 +127,3 @@ def _create_queue(context: PluginContext) -> Queue:
         timeout=settings.redis_timeout_seconds,
         connections=settings.redis_connections,
     )
-    return RedisQueue(options, deployment_id=context.deployment_id)

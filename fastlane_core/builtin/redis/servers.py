@@ -153,6 +153,15 @@ class Servers:
             return self._master()
         return Redis.from_pool(self._pool(**self._target()))
 
+    def client_of(self, host: tuple[str, int] | None = None) -> Redis:
+        """A client of one server, or of the only one, to ask about itself. The caller closes it."""
+        return Redis.from_pool(self._pool(**(self._target() if host is None else {"host": host[0], "port": host[1]})))
+
+    def client_of_sentinel(self, host: tuple[str, int]) -> Redis:
+        """A client of one sentinel. The caller closes it."""
+        username, password = self._options.sentinel_username, self._options.sentinel_password
+        return Redis.from_pool(self._pool(host=host[0], port=host[1], username=username, password=password))
+
     async def information(self) -> Mapping[str, str]:
         """What one of the servers tells of itself, its memory and its cluster. Raises QueueUnavailable."""
 
@@ -256,6 +265,11 @@ class _Sentinels(Sentinel):
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         async with self._asking:
             return cast("tuple[str, int]", await super().discover_master(service_name))
+
+
+async def ask(client: Redis, *command: str) -> Reply:
+    """What one server answers. Raises RedisError, OSError."""
+    return await client.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
 async def end_task(task: asyncio.Task[None]) -> None:
