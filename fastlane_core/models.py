@@ -101,6 +101,56 @@ class RetryPolicy:
     on: tuple[Reason, ...] | None = None
 
 
+class Misfire(StrEnum):
+    """What becomes of ticks that could not fire in time because no worker was there."""
+
+    #: One run makes up for all of them.
+    RUN_ONCE = "run_once"
+    SKIP = "skip"
+    #: Each runs, the newest ones up to the schedule's cap.
+    RUN_ALL = "run_all"
+
+
+class Overlap(StrEnum):
+    """What becomes of a tick while an earlier execution of the job has not ended, its retries included."""
+
+    ALLOW = "allow"
+    SKIP = "skip"
+    #: It waits for the earlier one.
+    QUEUE = "queue"
+    #: The earlier one is stopped.
+    REPLACE = "replace"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """When a job runs again and again, and how far that has come."""
+
+    #: Five fields, or a name such as `@hourly`.
+    cron: str
+    #: IANA name of the time zone that the fields are read in.
+    timezone: str = "UTC"
+    misfire: Misfire = Misfire.RUN_ONCE
+    #: Missed ticks that `RUN_ALL` makes up for at most.
+    misfire_cap: int = 100
+    overlap: Overlap = Overlap.ALLOW
+    #: Longest that a run is put off beyond its tick, in seconds; how long is drawn anew for each tick.
+    jitter: float = 0.0
+    #: Ticks before the one and after the other do not fire.
+    start_at: float | None = None
+    end_at: float | None = None
+    #: Since when nothing fires until it is resumed.
+    paused_at: float | None = None
+    #: The tick that fires next; None when there is none any more.
+    next_tick_at: float | None = None
+    #: The newest tick that has fired.
+    last_tick_at: float | None = None
+    #: Ticks that did not fire, when the newest of them was due, and why it did not.
+    skipped: int = 0
+    last_skipped_at: float | None = None
+    last_skipped_why: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """A name that groups jobs; farms and limits match on it."""
@@ -131,6 +181,10 @@ class Job:
     retry: RetryPolicy | None = None
     #: Time of the first start; None starts at once.
     start_at: float | None = None
+    #: When it runs again and again; None runs it once.
+    schedule: Schedule | None = None
+    #: When a scheduler must next look at it; None when it has nothing to fire: no schedule, paused, ended or stopped.
+    due_at: float | None = None
     #: Time after which it must not start any more.
     expiration: float | None = None
     #: 0 to 9; higher starts earlier within its lane.

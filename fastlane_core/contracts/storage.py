@@ -116,6 +116,26 @@ class Storage(ABC):
         """Replace the stored job if its revision is `job.revision`; the new one. Raises RevisionConflict."""
 
     @abstractmethod
+    async def put_jobs(self, jobs: Sequence[Job]) -> Sequence[Job | None]:
+        """`put_job` of each, in few steps: the new ones in order, None for one whose revision was another."""
+
+    @abstractmethod
+    async def list_due_jobs(self, *, until: float, limit: int) -> Sequence[Job]:
+        """Jobs with `due_at` at or before `until`, earliest first."""
+
+    @abstractmethod
+    async def next_due_job(self) -> float | None:
+        """The earliest `due_at` of all jobs; None if none has one."""
+
+    @abstractmethod
+    async def list_scheduled_jobs(self, *, cursor: str | None, limit: int) -> Page[Job]:
+        """Jobs that have a `due_at`, earliest first."""
+
+    @abstractmethod
+    async def count_scheduled_jobs(self) -> int:
+        """How many jobs have a `due_at`, counted up to 10,000."""
+
+    @abstractmethod
     async def list_jobs(self, task_id: str, *, cursor: str | None, limit: int) -> Page[Job]:
         """Jobs of a task, most recently modified first."""
 

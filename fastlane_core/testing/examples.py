@@ -15,10 +15,13 @@ from fastlane_core.models import (
     Job,
     JsonObject,
     LogChunk,
+    Misfire,
+    Overlap,
     Reason,
     RetryPolicy,
     RunHandle,
     RunSpec,
+    Schedule,
     Status,
     Stream,
 )
@@ -72,6 +75,7 @@ def a_job(
     created_at: float = CREATED_AT,
     modified_at: float | None = None,
     idempotency_key: str | None = None,
+    due_at: float | None = None,
 ) -> Job:
     """A job that was never stored."""
     return Job(
@@ -81,6 +85,7 @@ def a_job(
         created_at=created_at,
         modified_at=created_at if modified_at is None else modified_at,
         idempotency_key=idempotency_key,
+        due_at=due_at,
     )
 
 
@@ -129,6 +134,23 @@ def a_full_job(text: str, task_id: str = "task") -> Job:
             min_seconds=0.25, factor=1.5, max_seconds=90.0, jitter=0.5, on=(Reason.TIMED_OUT, Reason.EXIT_CODE)
         ),
         start_at=CREATED_AT + 60,
+        schedule=Schedule(
+            cron="*/5 6-18 * * mon-fri",
+            timezone="Europe/Berlin",
+            misfire=Misfire.RUN_ALL,
+            misfire_cap=7,
+            overlap=Overlap.REPLACE,
+            jitter=2.5,
+            start_at=CREATED_AT + 60,
+            end_at=CREATED_AT + 9_000,
+            paused_at=CREATED_AT + 70,
+            next_tick_at=CREATED_AT + 300,
+            last_tick_at=CREATED_AT + 200,
+            skipped=3,
+            last_skipped_at=CREATED_AT + 100,
+            last_skipped_why=text,
+        ),
+        due_at=CREATED_AT + 300,
         expiration=CREATED_AT + 120.25,
         priority=9,
         notifications={"notify": {"succeed": [{"to": text}]}},

@@ -11,11 +11,19 @@ from fastlane_core.testing.storage_executions import StorageExecutionTests
 from fastlane_core.testing.storage_fixtures import BuildStorage, MakeStorage
 from fastlane_core.testing.storage_jobs import StorageJobTests
 from fastlane_core.testing.storage_logs import StorageLogTests
+from fastlane_core.testing.storage_schedules import StorageScheduleTests
 from fastlane_core.testing.storage_state import StorageStateTests
 from fastlane_core.testing.storage_tasks import StorageTaskTests
 
 
-class StorageSuite(StorageTaskTests, StorageJobTests, StorageExecutionTests, StorageLogTests, StorageStateTests):
+class StorageSuite(
+    StorageTaskTests,
+    StorageJobTests,
+    StorageScheduleTests,
+    StorageExecutionTests,
+    StorageLogTests,
+    StorageStateTests,
+):
     """Tests of the contract `fastlane_core.contracts.storage.Storage`.
 
     Subclass it in a test module, with pytest-asyncio installed and `asyncio_mode = "auto"`, and give this fixture:

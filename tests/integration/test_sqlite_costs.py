@@ -21,6 +21,7 @@ from fastlane_core.builtin.sqlite import (
 from fastlane_core.builtin.sqlite.database import Database
 from fastlane_core.builtin.sqlite.queue_schema import QUEUE_SCHEMA
 from fastlane_core.builtin.sqlite.storage_schema import STORAGE_SCHEMA
+from fastlane_core.contracts.storage import Submission
 from fastlane_core.models import Status, Stream
 from fastlane_core.testing.examples import a_chunk, a_job, a_submission, an_execution, an_item
 
@@ -148,6 +149,8 @@ def store(connection: sqlite3.Connection, count: int) -> None:
         [an_execution(job, status=Status.DONE, finished_at=1.0 + number, created_at=number) for number in range(count)],
     )
     storage_records.submit(connection, [a_submission("busy") for _ in range(count)])
+    scheduled = [a_job("scheduled", due_at=float(number)) for number in range(count)]
+    storage_records.submit(connection, [Submission(job=job, execution=None) for job in scheduled])
     storage_records.submit(connection, [a_submission(f"task {number:06}") for number in range(count)])
     storage_logs.append_log(
         connection,
@@ -179,6 +182,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[int,
         lambda connection, count: connection.execute(storage.COUNT_JOBS).fetchall(),
         lambda connection, count: connection.execute(storage.LIST_TASKS, (count - 20, 20)).fetchall(),
         lambda connection, count: connection.execute(storage.LIST_JOBS, ("busy", 1e99, 0, 20)).fetchall(),
+        lambda connection, count: connection.execute(storage.LIST_DUE_JOBS, (1e99, 20)).fetchall(),
+        lambda connection, count: connection.execute(storage.NEXT_DUE_JOB).fetchall(),
+        lambda connection, count: connection.execute(storage.LIST_SCHEDULED_JOBS, (count / 2, 0, 20)).fetchall(),
         lambda connection, count: connection.execute(storage.LIST_EXECUTIONS, (1, 1e99, 0, 20)).fetchall(),
         lambda connection, count: connection.execute(storage.LIST_EXECUTIONS, (1, count / 2, 0, 20)).fetchall(),
         lambda connection, count: connection.execute(storage_records.FIND_JOB, ("busy", "busy job")).fetchall(),
@@ -193,7 +199,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[int,
         lambda connection, count: storage_logs.append_log(connection, "followed", [a_chunk(count)]),
     ],
     ids=[
-        *("submit", "count_tasks", "count_jobs", "list_tasks at the end", "list_jobs", "list_executions"),
+        *("submit", "count_tasks", "count_jobs", "list_tasks at the end", "list_jobs"),
+        *("list_due_jobs", "next_due_job", "list_scheduled_jobs in the middle", "list_executions"),
         *(
             "list_executions in the middle",
             "count_executions",

@@ -34,6 +34,7 @@ INDEXES: Mapping[str, list[IndexModel]] = {
     "jobs": [
         IndexModel([("task", 1), ("modified_at", -1), ("_id", -1)]),
         IndexModel([("unsettled", 1)]),
+        IndexModel([("due_at", 1), ("_id", 1)], sparse=True),
     ],
     "executions": [
         IndexModel([("job", 1), ("created_at", -1), ("_id", -1)]),

@@ -62,7 +62,14 @@ def job_key(task_id: str, job_id: str) -> str:
 
 def job_fields(job: Job) -> Document:
     """What a job's document holds of the job itself. Raises InvalidInput for one that is too big."""
-    return {"modified_at": job.modified_at, "revision": job.revision, "record": _text(encode_job(job))}
+    fields: Document = {"modified_at": job.modified_at, "revision": job.revision, "record": _text(encode_job(job))}
+    return fields if job.due_at is None else {**fields, "due_at": job.due_at}
+
+
+def job_update(fields: Document) -> Document:
+    """What makes a job's document hold these fields of `job_fields`, and no others of them."""
+    update: Document = {"$set": fields}
+    return update if "due_at" in fields else {**update, "$unset": {"due_at": ""}}
 
 
 def execution_document(execution: Execution) -> Document:

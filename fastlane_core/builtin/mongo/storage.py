@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -17,10 +18,12 @@ from fastlane_core.builtin.mongo.documents import (
     execution_update,
     job_fields,
     job_key,
+    job_update,
     task_of,
 )
 from fastlane_core.builtin.mongo.keys import (
     decode_text_cursor,
+    decode_timed_cursor,
     encode_cursor,
     escape,
     key_of,
@@ -37,6 +40,9 @@ from fastlane_core.models import Execution, Job, JsonObject, LogChunk, Stream, T
 
 #: Revisions of shared values are drawn at random, so that a value made anew never has one of the old one's.
 _REVISIONS = 2**52
+_WRITES_AT_A_TIME = 16
+#: Jobs that have a time at which a scheduler looks at them.
+_SCHEDULED: Document = {"due_at": {"$gt": 0.0}}
 
 
 class MongoStorage(Storage):
@@ -104,13 +110,57 @@ class MongoStorage(Storage):
         stored = replace(job, revision=job.revision + 1)
         with self._database.call() as db:
             done = await db.jobs.durable.update_one(
-                {"_id": job_key(job.task_id, job.id), "revision": job.revision}, {"$set": job_fields(stored)}
+                {"_id": job_key(job.task_id, job.id), "revision": job.revision}, job_update(job_fields(stored))
             )
         if not done.matched_count:
             raise RevisionConflict(
                 f"the job {job.id} of the task {job.task_id} is not stored with revision {job.revision}"
             )
         return stored
+
+    async def put_jobs(self, jobs: Sequence[Job]) -> Sequence[Job | None]:
+        # One by one, several at a time: one bulk write of all would not tell which were replaced.
+        places = asyncio.Semaphore(_WRITES_AT_A_TIME)
+
+        async def replaced(job: Job) -> Job | None:
+            async with places:
+                try:
+                    return await self.put_job(job)
+                except RevisionConflict:
+                    return None
+
+        return await asyncio.gather(*map(replaced, jobs))
+
+    async def list_due_jobs(self, *, until: float, limit: int) -> Sequence[Job]:
+        with self._database.call() as db:
+            found = db.jobs.quick.find({"due_at": {"$lte": until}}, {"record": 1})
+            return [decode_job(each["record"]) async for each in found.sort([("due_at", 1), ("_id", 1)]).limit(limit)]
+
+    async def next_due_job(self) -> float | None:
+        with self._database.call() as db:
+            found = await db.jobs.quick.find_one(_SCHEDULED, {"due_at": 1}, sort=[("due_at", 1), ("_id", 1)])
+        return None if found is None else float(found["due_at"])
+
+    async def list_scheduled_jobs(self, *, cursor: str | None, limit: int) -> Page[Job]:
+        wanted: Document = _SCHEDULED
+        if cursor is not None:
+            at, key = decode_timed_cursor(cursor)
+            wanted = {"due_at": {"$gte": at}, "$or": [{"due_at": {"$gt": at}}, {"_id": {"$gt": key}}]}
+        with self._database.call() as db:
+            found = await (
+                db.jobs.quick.find(wanted, {"record": 1, "due_at": 1})
+                .sort([("due_at", 1), ("_id", 1)])
+                .limit(limit + 1)
+                .to_list()
+            )
+        return Page(
+            items=[decode_job(each["record"]) for each in found[:limit]],
+            cursor=next_cursor(found, "due_at", limit),
+        )
+
+    async def count_scheduled_jobs(self) -> int:
+        with self._database.call() as db:
+            return int(await db.jobs.quick.count_documents(_SCHEDULED, limit=10_000))
 
     async def list_jobs(self, task_id: str, *, cursor: str | None, limit: int) -> Page[Job]:
         wanted = {"task": escape(task_id), **behind("modified_at", cursor)}

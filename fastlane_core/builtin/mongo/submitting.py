@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pymongo.errors import DuplicateKeyError
 
 from fastlane_core.builtin.mongo.database import Collections
-from fastlane_core.builtin.mongo.documents import Document, execution_document, job_fields, job_key
+from fastlane_core.builtin.mongo.documents import Document, execution_document, job_fields, job_key, job_update
 from fastlane_core.builtin.mongo.keys import escape, key_of, unescape
 from fastlane_core.builtin.mongo.settling import (
     confirm_job,
@@ -124,8 +124,7 @@ class _Accepted:
             if done:
                 await discount_job(db, escape(self.submitted.job.task_id), self.counted)
         else:
-            restored = {"$set": self.before}
-            done = (await db.jobs.durable.update_one(as_left, restored)).matched_count == 1
+            done = (await db.jobs.durable.update_one(as_left, job_update(self.before or {}))).matched_count == 1
             if done and self.entry is not None:
                 await take_out(db, self.job, self.token, executions=-len(self.entry["executions"]))
         if done and self.entry is not None and self.entry["key"] is not None:
@@ -205,16 +204,17 @@ async def _insert(db: Collections, job: Job, accepted: _Accepted) -> bool:
 
 async def _replace(db: Collections, job: Job, accepted: _Accepted) -> bool:
     fields = job_fields(accepted.submitted.job)
-    update: Document = {"$set": fields}
+    update = job_update(fields)
     if accepted.entry is not None:
         update = {
+            **update,
             "$set": {**fields, f"pending.{accepted.token}": accepted.entry},
             "$inc": {"unsettled": 1, "executions": len(accepted.entry["executions"])},
         }
     before = await db.jobs.durable.find_one_and_update({"_id": accepted.job, "revision": job.revision}, update)
     if before is None:
         return False
-    accepted.before = {name: before[name] for name in fields}
+    accepted.before = {name: before[name] for name in (*fields, "due_at") if name in before}
     return True
 
 

@@ -34,6 +34,13 @@ LIST_JOBS = """
     WHERE tasks.id = ? AND (jobs.modified_at, jobs.number) < (?, ?)
     ORDER BY jobs.modified_at DESC, jobs.number DESC LIMIT ?
 """
+LIST_DUE_JOBS = "SELECT record FROM jobs WHERE due_at <= ? ORDER BY due_at, number LIMIT ?"
+NEXT_DUE_JOB = "SELECT min(due_at) FROM jobs WHERE due_at IS NOT NULL"
+LIST_SCHEDULED_JOBS = """
+    SELECT due_at, number, record FROM jobs WHERE due_at IS NOT NULL AND (due_at, number) > (?, ?)
+    ORDER BY due_at, number LIMIT ?
+"""
+COUNT_SCHEDULED_JOBS = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE due_at IS NOT NULL LIMIT 10000)"
 LIST_EXECUTIONS = """
     SELECT created_at, number, record FROM executions
     WHERE job = ? AND (created_at, number) < (?, ?)
@@ -58,8 +65,9 @@ PUT_STATE = "INSERT OR REPLACE INTO state (scope, key, value, revision) VALUES (
 NEXT_STATE_REVISION = "UPDATE state_revision SET last = last + 1 RETURNING last"
 DELETE_STATE = "DELETE FROM state WHERE scope = ? AND key = ?"
 
-#: Behind every row, for the first page of a list that goes downwards.
+#: Behind every row, for the first page of a list that goes downwards, and before every row for one that goes upwards.
 _BEHIND_ALL = (float("inf"), 2**63 - 1)
+_BEFORE_ALL = (float("-inf"), 0)
 
 
 class SqliteStorage(Storage):
@@ -116,6 +124,23 @@ class SqliteStorage(Storage):
 
     async def put_job(self, job: Job) -> Job:
         return await self._session.write(lambda connection: storage_records.update_job(connection, job))
+
+    async def put_jobs(self, jobs: Sequence[Job]) -> Sequence[Job | None]:
+        return await self._session.write(lambda connection: storage_records.update_jobs(connection, jobs))
+
+    async def list_due_jobs(self, *, until: float, limit: int) -> Sequence[Job]:
+        return [decode_job(record) for (record,) in await self._rows(LIST_DUE_JOBS, (until, limit))]
+
+    async def next_due_job(self) -> float | None:
+        due_at: float | None = (await self._rows(NEXT_DUE_JOB, ()))[0][0]
+        return due_at
+
+    async def list_scheduled_jobs(self, *, cursor: str | None, limit: int) -> Page[Job]:
+        behind = _BEFORE_ALL if cursor is None else decode_cursor(cursor)
+        return _page(await self._rows(LIST_SCHEDULED_JOBS, (*behind, limit + 1)), limit, decode_job)
+
+    async def count_scheduled_jobs(self) -> int:
+        return await self._highest(COUNT_SCHEDULED_JOBS)
 
     async def list_jobs(self, task_id: str, *, cursor: str | None, limit: int) -> Page[Job]:
         behind = _BEHIND_ALL if cursor is None else decode_cursor(cursor)

@@ -26,7 +26,7 @@ FIND_KEY = """
 """
 INSERT_KEY = "INSERT INTO idempotency_keys VALUES (?, ?, ?, ?)"
 INSERT_JOB = """
-    INSERT INTO jobs (task, id, modified_at, revision, record) VALUES (?, ?, ?, ?, ?)
+    INSERT INTO jobs (task, id, modified_at, due_at, revision, record) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT DO NOTHING
 """
 FIND_JOB = """
@@ -34,7 +34,7 @@ FIND_JOB = """
     WHERE tasks.id = ? AND jobs.id = ?
 """
 UPDATE_JOB = """
-    UPDATE jobs SET modified_at = ?, revision = revision + 1, record = ?
+    UPDATE jobs SET modified_at = ?, due_at = ?, revision = revision + 1, record = ?
     WHERE id = ? AND task = (SELECT number FROM tasks WHERE id = ?) AND revision = ?
     RETURNING number
 """
@@ -57,6 +57,11 @@ def submit(connection: sqlite3.Connection, submissions: Sequence[Submission]) ->
 def update_job(connection: sqlite3.Connection, job: Job) -> Job:
     """Replace the stored job of that revision. Raises RevisionConflict."""
     return _update_job(connection, job)[1]
+
+
+def update_jobs(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence[Job | None]:
+    """Replace stored jobs; None for one that is not stored with its revision."""
+    return [_replaced_job(connection, job) for job in jobs]
 
 
 def add_executions(connection: sqlite3.Connection, executions: Sequence[Execution]) -> None:
@@ -119,7 +124,9 @@ def _touch_task(connection: sqlite3.Connection, job: Job, *, new_jobs: int) -> i
 
 def _insert_job(connection: sqlite3.Connection, job: Job, task: int) -> tuple[int, Job]:
     stored = replace(job, revision=1)
-    inserted = connection.execute(INSERT_JOB, (task, job.id, job.modified_at, stored.revision, encode_job(stored)))
+    inserted = connection.execute(
+        INSERT_JOB, (task, job.id, job.modified_at, job.due_at, stored.revision, encode_job(stored))
+    )
     if not inserted.rowcount or inserted.lastrowid is None:
         raise RevisionConflict(f"the job {job.id} of the task {job.task_id} is stored already")
     return inserted.lastrowid, stored
@@ -128,11 +135,18 @@ def _insert_job(connection: sqlite3.Connection, job: Job, task: int) -> tuple[in
 def _update_job(connection: sqlite3.Connection, job: Job) -> tuple[int, Job]:
     stored = replace(job, revision=job.revision + 1)
     found = connection.execute(
-        UPDATE_JOB, (job.modified_at, encode_job(stored), job.id, job.task_id, job.revision)
+        UPDATE_JOB, (job.modified_at, job.due_at, encode_job(stored), job.id, job.task_id, job.revision)
     ).fetchall()
     if not found:
         raise RevisionConflict(f"the job {job.id} of the task {job.task_id} is not stored with revision {job.revision}")
     return int(found[0][0]), stored
+
+
+def _replaced_job(connection: sqlite3.Connection, job: Job) -> Job | None:
+    try:
+        return _update_job(connection, job)[1]
+    except RevisionConflict:
+        return None
 
 
 def _insert_execution(connection: sqlite3.Connection, execution: Execution, job: int) -> Execution | None:

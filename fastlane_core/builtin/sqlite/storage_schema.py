@@ -110,5 +110,9 @@ STORAGE_SCHEMA = Schema(
             "INSERT INTO state_revision VALUES (0)",
         ),
         ("CREATE INDEX executions_unfinished_by_job ON executions (job) WHERE unfinished IS NOT NULL",),
+        (
+            "ALTER TABLE jobs ADD COLUMN due_at REAL",
+            "CREATE INDEX jobs_due ON jobs (due_at) WHERE due_at IS NOT NULL",
+        ),
     ),
 )
