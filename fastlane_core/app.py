@@ -24,6 +24,8 @@ from fastlane_core.engine.faultpoints import Reach, pass_by
 from fastlane_core.engine.identifiers import new_id
 from fastlane_core.engine.presence import APIS_SCOPE, Identity, Presence, api_binds
 from fastlane_core.engine.records import confirm_start
+from fastlane_core.engine.replacing import JobReplacement
+from fastlane_core.engine.retrying import Retrying
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobSubmission
@@ -66,22 +68,30 @@ class Application:
         """What the API of this process works with."""
         enabled = {runner.name for runner in self.routing.runners}
         runners = {each.name: each for each in self.plugins.runners() if each.name in enabled}
+        storage, queue, clock = self.storage, self.queue, self.context.clock
+        submission = JobSubmission(storage, queue, self.routing, clock)
+        stopping = Stopping(storage, queue, clock)
+        limits = self.settings.section(WorkerSettings)
         return ApiContext(
-            storage=self.storage,
-            queue=self.queue,
+            storage=storage,
+            queue=queue,
             routing=self.routing,
-            submission=JobSubmission(self.storage, self.queue, self.routing, self.context.clock),
-            stopping=Stopping(self.storage, self.queue, self.context.clock),
+            submission=submission,
+            stopping=stopping,
+            replacement=JobReplacement(storage, queue, submission, stopping),
+            retrying=Retrying(storage, queue, self.routing, stopping, clock),
             general=self.settings.section(GeneralSettings),
             api=self.settings.section(ApiSettings),
-            hard_timeout=self.settings.section(WorkerSettings).hard_execution_timeout_seconds,
+            hard_timeout=limits.hard_execution_timeout_seconds,
+            queue_timeout=limits.queue_timeout_seconds,
+            pull_timeout=limits.pull_timeout_seconds,
             runner_options={name: each.options for name, each in runners.items() if each.options is not None},
             option_aliases={name: each.aliases for name, each in runners.items()},
             notifier_payload={name: model for each in self.plugins.notifiers() for name, model in each.payload.items()},
             version=__version__,
             host=host,
             port=port,
-            clock=self.context.clock,
+            clock=clock,
             closing=closing,
         )
 
@@ -141,6 +151,7 @@ def engine_options(settings: WorkerSettings) -> EngineOptions:
             first=settings.exponential_backoff_min_ms / 1000,
             factor=settings.exponential_backoff_factor,
             cap=settings.exponential_backoff_max_ms / 1000,
+            jitter=settings.exponential_backoff_jitter,
         ),
     )
 

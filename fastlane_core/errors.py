@@ -4,6 +4,7 @@
     ├── InvalidInput              a request is refused; names the field
     ├── NotFound                  a task, job or execution that does not exist
     ├── Conflict                  the request does not fit the state that the record is in
+    │   └── PreconditionFailed    the caller asked for it only if the record were in another state
     ├── SettingsError             settings that cannot be used; names the key
     ├── PluginError               a plugin that cannot be loaded or used; names its origin
     ├── StorageError
@@ -49,6 +50,10 @@ class NotFound(FastlaneError):
 
 class Conflict(FastlaneError):
     """The request does not fit the state that the record is in."""
+
+
+class PreconditionFailed(Conflict):
+    """The caller wanted it done only in a state that the record is not in."""
 
 
 class SettingsError(FastlaneError):

@@ -7,7 +7,8 @@ import secrets
 
 import structlog
 from quart import Quart, Response, has_request_context, has_websocket_context, request, websocket
-from werkzeug.exceptions import HTTPException
+from quart.globals import request_ctx, websocket_ctx
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from fastlane_core.errors import (
@@ -15,6 +16,7 @@ from fastlane_core.errors import (
     FastlaneError,
     InvalidInput,
     NotFound,
+    PreconditionFailed,
     QueueUnavailable,
     StorageUnavailable,
 )
@@ -68,6 +70,8 @@ async def _fastlane_error(error: FastlaneError) -> Response:
         return _error(400, str(error), field=error.field)
     if isinstance(error, NotFound):
         return _error(404, str(error))
+    if isinstance(error, PreconditionFailed):
+        return _error(412, str(error))
     if isinstance(error, Conflict):
         return _error(409, str(error))
     if isinstance(error, Refused):
@@ -84,6 +88,7 @@ async def _fastlane_error(error: FastlaneError) -> Response:
 
 
 async def _http_error(error: HTTPException) -> Response:
+    error = _with_slash(error)
     if error.response is not None or error.code is None or error.code < 400:
         # Not an error but an answer: a redirect, or one that somebody raised ready-made.
         return error.get_response()  # type: ignore[return-value]
@@ -95,6 +100,24 @@ async def _http_error(error: HTTPException) -> Response:
         if name in _KEPT_HEADERS:
             answer.headers[name] = value
     return answer
+
+
+def _with_slash(error: HTTPException) -> HTTPException:
+    """What the same address with a slash at its end would be told, where it lacks one and was not found.
+
+    Without the slash, werkzeug finds no rule whose methods it could tell.
+    """
+    asked = request_ctx.request if has_request_context() else websocket_ctx.websocket
+    adapter = request_ctx.url_adapter if has_request_context() else websocket_ctx.url_adapter
+    if error is not asked.routing_exception or error.code != 404 or asked.path.endswith("/") or adapter is None:
+        return error
+    try:
+        adapter.match(f"{asked.path}/", asked.method)
+    except (MethodNotAllowed, WebsocketMismatch) as better:
+        return better
+    except HTTPException:
+        return error
+    return error
 
 
 async def _unexpected(error: Exception) -> Response:

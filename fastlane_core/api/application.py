@@ -13,9 +13,11 @@ from fastlane_core.api.executions import blueprint as executions
 from fastlane_core.api.follow import blueprint as follow
 from fastlane_core.api.jobs import blueprint as jobs
 from fastlane_core.api.live import FOLLOWERS, Followers
+from fastlane_core.api.lookup import check_path
 from fastlane_core.api.openapi import blueprint as openapi
 from fastlane_core.api.pages import blueprint as pages
 from fastlane_core.api.payload import PAYLOAD_SCHEMA, PayloadSchema
+from fastlane_core.api.retries import blueprint as retries
 from fastlane_core.api.security import guard
 from fastlane_core.api.status import blueprint as status
 from fastlane_core.api.tasks import blueprint as tasks
@@ -39,10 +41,14 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
         notifier_payload=context.notifier_payload,
         option_aliases=context.option_aliases,
         hard_timeout=context.hard_timeout,
+        queue_timeout=context.queue_timeout,
+        pull_timeout=context.pull_timeout,
     )
     app.extensions[FOLLOWERS] = Followers(context.limits.followers)
     answer_errors(app)
     guard(app, context)
-    for blueprint in (tasks, jobs, executions, follow, pages, status, openapi, websocket, *blueprints):
+    app.before_request(check_path)
+    app.before_websocket(check_path)
+    for blueprint in (tasks, jobs, retries, executions, follow, pages, status, openapi, websocket, *blueprints):
         app.register_blueprint(blueprint)
     return app

@@ -12,6 +12,8 @@ from quart import current_app
 
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage
+from fastlane_core.engine.replacing import JobReplacement
+from fastlane_core.engine.retrying import Retrying
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobSubmission
@@ -45,10 +47,15 @@ class ApiContext:
     routing: Routing
     submission: JobSubmission
     stopping: Stopping
+    replacement: JobReplacement
+    retrying: Retrying
     general: GeneralSettings
     api: ApiSettings
     #: Longest time-out that a job may have, and that of a job which names none; seconds.
     hard_timeout: float
+    #: The same of its waiting and its preparation; None for no such time.
+    queue_timeout: float | None = None
+    pull_timeout: float | None = None
     version: str
     #: Address that the server listens on. Bound to loopback, only loopback names are taken as `Host`.
     host: str

@@ -1,16 +1,21 @@
-"""Jobs: their details, the output of their newest execution, and stopping them."""
+"""Jobs: their details, the output of their newest execution, replacing and stopping them."""
 
 from __future__ import annotations
 
-from quart import Blueprint, Response
+import re
+import uuid
+
+from quart import Blueprint, Response, request
 
 from fastlane_core.api.answers import json_answer
 from fastlane_core.api.context import current_context
 from fastlane_core.api.executions import output_answer
 from fastlane_core.api.links import request_links
 from fastlane_core.api.lookup import find_job, last_execution
+from fastlane_core.api.orders import requested_job, submitted_answer
 from fastlane_core.api.shapes import execution_shape, job_shape, task_link
 from fastlane_core.api.waiting import WaitingReasons
+from fastlane_core.engine.replacing import Precondition
 from fastlane_core.errors import InvalidInput
 from fastlane_core.models import Json
 
@@ -18,6 +23,8 @@ blueprint = Blueprint("jobs", __name__, url_prefix="/tasks/<task_id>/jobs/<job_i
 
 #: Executions given with a job, newest first.
 _EXECUTIONS = 20
+_UUID = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_GENERATION = re.compile(r'"([0-9]{1,9})"')
 
 
 @blueprint.get("/")
@@ -40,6 +47,18 @@ async def job_details(task_id: str, job_id: str) -> Response:
             "job": job_shape(context, job, last=last, count=count, executions=executions),
         }
     )
+
+
+@blueprint.put("/")
+async def put_job(task_id: str, job_id: str) -> Response:
+    """Make a job with an id of the caller's, or put a new request and schedule in the place of the stored ones."""
+    context = current_context()
+    precondition = _precondition()
+    order = await requested_job(context, task_id, _canonical_id(job_id))
+    submitted = await context.replacement.put(order, precondition)
+    answer = submitted_answer(context, submitted)
+    answer.set_etag(str(submitted.job.generation))
+    return answer
 
 
 @blueprint.post("/stop/")
@@ -68,3 +87,22 @@ async def job_output(task_id: str, job_id: str, output: str) -> Response:
     if execution is None:
         raise InvalidInput("", f"job {job_id} of task {task_id} has no execution yet")
     return output_answer(context, execution, output)
+
+
+def _canonical_id(job_id: str) -> str:
+    if _UUID.fullmatch(job_id) is None:
+        raise InvalidInput("jobId", "expected a UUID, like 0e2f4d1c-7a3b-4c5d-8e9f-001122334455")
+    return str(uuid.UUID(job_id))
+
+
+def _precondition() -> Precondition:
+    """What `If-Match` and `If-None-Match` ask for (RFC 9110, section 13.1); the ETag is the job's generation."""
+    match, none_match = request.headers.get("If-Match"), request.headers.get("If-None-Match")
+    if none_match is not None and none_match.strip() != "*":
+        raise InvalidInput("If-None-Match", "expected *: put the job only if there is none yet")
+    if match is None:
+        return Precondition(absent=none_match is not None)
+    found = _GENERATION.fullmatch(match.strip())
+    if found is None:
+        raise InvalidInput("If-Match", 'expected the ETag of an earlier answer, like "3"')
+    return Precondition(generation=int(found[1]), absent=none_match is not None)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from urllib.parse import unquote_to_bytes
+
+from quart import has_request_context, request, websocket
 
 from fastlane_core.api.context import ApiContext
 from fastlane_core.errors import InvalidInput, NotFound
@@ -11,7 +14,25 @@ from fastlane_core.models import Execution, Job, Task
 
 MAX_TASK_ID = 255
 _MAX_ID = 255
+#: What the parts of an address name: /tasks/<task>/jobs/<job>/executions/<execution>.
+_PARTS = ("", "", "taskId", "", "jobId", "", "executionId")
 _PAGE_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+
+
+async def check_path() -> None:
+    """Refuse an address with bytes that are no text: servers replace them, so different ones would name the same.
+
+    Raises InvalidInput.
+    """
+    asked = request if has_request_context() else websocket
+    if "\ufffd" not in asked.path:
+        return
+    parts = asked.scope["raw_path"].partition(b"?")[0].split(b"/")
+    for name, part in zip(_PARTS, parts, strict=False):
+        try:
+            unquote_to_bytes(part).decode()
+        except UnicodeDecodeError:
+            raise InvalidInput(str(name), "is not UTF-8: percent-encode the bytes of UTF-8 text") from None
 
 
 def check_task_id(task_id: str) -> str:

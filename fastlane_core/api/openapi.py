@@ -17,6 +17,7 @@ from werkzeug.routing import Rule
 from fastlane_core.api.answers import json_answer
 from fastlane_core.api.context import current_context
 from fastlane_core.api.payload import PayloadSchema, payload_schema
+from fastlane_core.api.retries import RetryRequest
 from fastlane_core.models import Json, JsonObject
 
 blueprint = Blueprint("openapi", __name__)
@@ -33,7 +34,8 @@ _TOLD = {
     400: "What was sent cannot be used; `field` names it.",
     403: "A page of another site, or a name that is not this server's.",
     404: "It does not exist.",
-    409: "The Idempotency-Key came with another body before.",
+    409: "It does not fit the state of what is there: the Idempotency-Key came with another body before, or it runs.",
+    412: "What `If-Match` or `If-None-Match` asks for does not hold.",
     413: "The body is too large.",
     500: "An error inside Fastlane; its log tells more under `errorId`.",
     503: "Storage or queue are out of reach, or too many clients follow: try again after `Retry-After` seconds.",
@@ -57,14 +59,24 @@ _STORED = _Operation(errors=[404, 503])
 _OUTPUT = _Operation(content=_TEXT, errors=[404, 503])
 _FOLLOW = _Operation(content="application/x-ndjson", errors=[400, 404, 503], query=["after"])
 _PAGE = _Operation(content="text/html")
+#: Routes that take a job, and the names of all bodies' schemas.
+_SUBMITS = ("tasks.enqueue_job", "jobs.put_job")
+_BODIES = {**dict.fromkeys(_SUBMITS, "Job"), "retries.retry_jobs": "RetryRequest"}
+_PRECONDITIONS = {
+    "If-Match": "The ETag of an earlier answer: replaces the job only if nobody has since.",
+    "If-None-Match": "`*`: makes the job only if there is none of that id.",
+}
 _OPERATIONS = {
     "tasks.enqueue_job": _Operation(errors=[400, 409, 413, 503]),
     "tasks.get_tasks": _Operation(errors=[400, 404, 503], query=["page"]),
     "tasks.search_tasks": _Operation(errors=[400, 404, 503], query=["query*", "page"]),
     "tasks.get_task": _Operation(errors=[400, 404, 503], query=["cursor"]),
     "jobs.job_details": _STORED,
+    "jobs.put_job": _Operation(errors=[400, 409, 412, 413, 503]),
     "jobs.stop_job": _STORED,
     "jobs.job_output": _Operation(content=_TEXT, errors=[400, 404, 503]),
+    "retries.retry_job": _Operation(errors=[400, 404, 409, 503], query=["force"]),
+    "retries.retry_jobs": _Operation(errors=[400, 404, 413, 503]),
     "executions.get_job_execution": _STORED,
     "executions.stop_job_execution": _STORED,
     "executions.execution_output": _OUTPUT,
@@ -91,6 +103,7 @@ def openapi_document(app: Quart, payload: PayloadSchema, version: str) -> JsonOb
     """The description of everything that `app` serves; `payload` is that of a job."""
     job: dict[str, Json] = payload.model.model_json_schema(ref_template="#/components/schemas/{model}")
     parts = cast("dict[str, Json]", job.pop("$defs", {}))
+    selection: dict[str, Json] = RetryRequest.model_json_schema()
     paths: dict[str, dict[str, Json]] = {}
     names: set[str] = set()
     for rule in app.url_map.iter_rules():
@@ -110,7 +123,7 @@ def openapi_document(app: Quart, payload: PayloadSchema, version: str) -> JsonOb
         "openapi": "3.1.0",
         "info": {"title": "Fastlane", "version": version, "description": "Runs container commands for anyone."},
         "paths": {path: paths[path] for path in sorted(paths)},
-        "components": {"schemas": {**parts, "Job": job, "Error": _ERROR}},
+        "components": {"schemas": {**parts, "Job": job, "RetryRequest": selection, "Error": _ERROR}},
     }
 
 
@@ -150,19 +163,24 @@ def _parameters(rule: Rule) -> Iterator[Json]:
             "required": name.endswith("*"),
             "schema": {"type": "string"},
         }
-    if rule.endpoint == "tasks.enqueue_job":
+    if rule.endpoint in _SUBMITS:
         yield {
             "name": "Idempotency-Key",
             "in": "header",
             "description": "A submission that is repeated with the same key makes no second job.",
             "schema": {"type": "string", "maxLength": 255},
         }
+    if rule.endpoint == "jobs.put_job":
+        for name, meaning in _PRECONDITIONS.items():
+            yield {"name": name, "in": "header", "description": meaning, "schema": {"type": "string"}}
 
 
 def _request_body(rule: Rule) -> Mapping[str, Json]:
-    if rule.endpoint != "tasks.enqueue_job":
+    schema = _BODIES.get(rule.endpoint)
+    if schema is None:
         return {}
-    return {"requestBody": {"required": True, "content": {_JSON: {"schema": {"$ref": "#/components/schemas/Job"}}}}}
+    content: JsonObject = {_JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"requestBody": {"required": schema == "Job", "content": content}}
 
 
 def _responses(rule: Rule) -> JsonObject:

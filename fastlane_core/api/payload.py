@@ -16,8 +16,9 @@ from quart import current_app
 
 from fastlane_core.api.bodies import kind_of, parse_json_object
 from fastlane_core.api.moments import expiration_moment, start_moment
+from fastlane_core.api.retry_payload import RetryPayload, retry_policy
 from fastlane_core.errors import InvalidInput, SettingsError
-from fastlane_core.models import Json, JsonObject, RunSpec
+from fastlane_core.models import Json, JsonObject, RetryPolicy, RunSpec
 
 #: Key of the schema among the extensions of the Quart application.
 PAYLOAD_SCHEMA = "fastlane.payload"
@@ -47,14 +48,17 @@ _EXPECTED = {
     "command": "a string, or a list of strings",
     "envs": f"an object whose values are each {_ENV_VALUE}",
     "metadata": "an object",
-    "timeout": "a number of seconds greater than 0",
+    **dict.fromkeys(("timeout", "queueTimeout", "pullTimeout"), "a number of seconds greater than 0"),
     "startAt": "Unix time in seconds, or ISO 8601 with an offset",
     "startIn": "a length of time such as 2m30s",
     "expiration": "Unix time in seconds, or ISO 8601 with an offset",
     "expiresIn": "a length of time such as 2m30s",
     "priority": "a whole number from 0 to 9",
     "retries": f"a whole number from 0 to {_MAX_RETRIES}",
+    "retry": "an object with minSeconds, factor, maxSeconds, jitter or on",
 }
+#: Fields with fields of their own, each of which is told by its own name.
+_STRUCTURED = frozenset({"retry"})
 
 
 class JobPayload(BaseModel):
@@ -72,6 +76,12 @@ class JobPayload(BaseModel):
     timeout: float | None = Field(
         default=None, gt=0, description="Seconds that the run may take; at most what the operator allows."
     )
+    queueTimeout: float | None = Field(  # noqa: N815 - as clients know the others
+        default=None, gt=0, description="Seconds that it may wait in the queue once it is due; then it expires."
+    )
+    pullTimeout: float | None = Field(  # noqa: N815
+        default=None, gt=0, description="Seconds that pulling its image may take; at most what the operator allows."
+    )
     startAt: float | str | None = Field(  # noqa: N815 - as clients know it
         default=None, description="When to start: Unix time in seconds, or ISO 8601 with an offset."
     )
@@ -86,6 +96,7 @@ class JobPayload(BaseModel):
     )
     priority: int = Field(default=0, ge=0, le=9, description="Higher starts earlier among the jobs of its lane.")
     retries: int = Field(default=0, ge=0, le=_MAX_RETRIES, description="Further attempts after a failed one.")
+    retry: RetryPayload | None = Field(default=None, description="How further attempts are made, and after what.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +106,7 @@ class CheckedPayload:
     spec: RunSpec
     metadata: JsonObject
     retries: int
+    retry: RetryPolicy | None
     start_at: float | None
     expiration: float | None
     priority: int
@@ -110,13 +122,17 @@ class PayloadSchema:
         runner_options: Mapping[str, type[BaseModel]],
         notifier_payload: Mapping[str, type[BaseModel]],
         hard_timeout: float,
+        queue_timeout: float | None = None,
+        pull_timeout: float | None = None,
         option_aliases: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
-        """`option_aliases` are fields that mean an option, by runner.
+        """The time-outs are the longest that a job may have; `option_aliases` are fields that mean options, by runner.
 
         Raises SettingsError where a field has two owners.
         """
         self._hard_timeout = hard_timeout
+        self._queue_timeout = queue_timeout
+        self._pull_timeout = pull_timeout
         self._options = dict(runner_options)
         self._notifications = dict(notifier_payload)
         self._aliases = option_aliases
@@ -160,9 +176,12 @@ class PayloadSchema:
                 env=_checked_envs(payload.envs),
                 options=self._plugin_fields(payload, self._options),
                 timeout=min(payload.timeout or self._hard_timeout, self._hard_timeout),
+                queue_timeout=_shorter(payload.queueTimeout, self._queue_timeout),
+                pull_timeout=_shorter(payload.pullTimeout, self._pull_timeout),
             ),
             metadata=_bounded("metadata", payload.metadata, _MAX_METADATA_BYTES),
             retries=payload.retries,
+            retry=retry_policy(payload.retry),
             start_at=start_moment(payload.startAt, payload.startIn, now=now),
             expiration=expiration_moment(payload.expiration, payload.expiresIn, now=now),
             priority=payload.priority,
@@ -225,16 +244,14 @@ class PayloadSchema:
             return InvalidInput(".".join(path), f"is missing: expected {expected or 'a value'}")
         if top == "envs" and len(path) > 1:
             return InvalidInput(f"envs.{path[1]}", f"expected {_ENV_VALUE}, got {kind_of(first['input'])}")
-        if top in _EXPECTED:
+        if top in _EXPECTED and (len(path) == 1 or top not in _STRUCTURED):
             return InvalidInput(top, f"expected {_EXPECTED[top]}{_instead(first['type'], first['input'])}")
         told = first["msg"].removeprefix("Value error, ")
         return InvalidInput(".".join(path), told[:1].lower() + told[1:])
 
     def _model_at(self, path: Sequence[str]) -> type[BaseModel]:
         model: type[BaseModel] = self.model
-        if path:
-            model = (self._options | self._notifications).get(path[0], model)
-        for name in path[1:]:
+        for name in path:
             # What is no field is a place in a list, or a key.
             if name in model.model_fields:
                 model = _model_within(model.model_fields[name].annotation) or model
@@ -281,6 +298,10 @@ def _checked_envs(envs: Mapping[str, str | bool | int | float]) -> dict[str, str
     if sum(len(name.encode()) + len(value.encode()) for name, value in texts.items()) > _MAX_ENVS_BYTES:
         raise InvalidInput("envs", f"takes more than {_MAX_ENVS_BYTES} bytes")
     return texts
+
+
+def _shorter(asked: float | None, longest: float | None) -> float | None:
+    return min((each for each in (asked, longest) if each is not None), default=None)
 
 
 def _bounded(field: str, value: Mapping[str, JsonValue], limit: int) -> JsonObject:

@@ -11,7 +11,7 @@ from fastlane_core.api.links import Links
 from fastlane_core.api.outputs import read_text
 from fastlane_core.api.times import iso_time
 from fastlane_core.api.waiting import WaitingReasons
-from fastlane_core.models import Execution, Job, Json, JsonObject, Status, Stream, Task
+from fastlane_core.models import Execution, Job, Json, JsonObject, RetryPolicy, Status, Stream, Task
 from fastlane_core.redaction import redact
 
 #: The payload field that says host names' addresses, in the words of the first Fastlane.
@@ -76,6 +76,7 @@ def job_shape(
         "executions": executions,
         "status": last.status.value if last else None,
         "stopRequestedAt": iso_time(job.stop_requested_at),
+        "generation": job.generation,
     }
 
 
@@ -112,6 +113,7 @@ async def execution_shape(
         "waitingFor": await waiting.of(execution),
         "attempt": execution.attempt,
         "retryOf": execution.retry_of,
+        "nextRetryAt": iso_time(execution.retry_at),
     }
 
 
@@ -159,9 +161,28 @@ def _job_metadata(context: ApiContext, job: Job, last: Execution | None) -> dict
         }
     if job.metadata:
         metadata["custom"] = job.metadata
-    if job.expiration is not None:
-        metadata["expiration"] = job.expiration
+    optional: dict[str, Json] = {
+        "expiration": job.expiration,
+        "queueTimeout": job.spec.queue_timeout,
+        "pullTimeout": job.spec.pull_timeout,
+        "retry": _retry_policy(job.retry),
+    }
+    metadata |= {name: value for name, value in optional.items() if value is not None}
     return metadata
+
+
+def _retry_policy(policy: RetryPolicy | None) -> Json:
+    """As the payload says it."""
+    if policy is None:
+        return None
+    said: dict[str, Json] = {
+        "minSeconds": policy.min_seconds,
+        "factor": policy.factor,
+        "maxSeconds": policy.max_seconds,
+        "jitter": policy.jitter,
+        "on": None if policy.on is None else list(policy.on),
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _dns_entries(context: ApiContext, job: Job) -> list[Json]:

@@ -2,71 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import re
+from collections.abc import Sequence
 
 from quart import Blueprint, Response, request
 
 from fastlane_core.api.answers import json_answer
-from fastlane_core.api.bodies import parsed_body
 from fastlane_core.api.context import current_context
 from fastlane_core.api.links import request_links
-from fastlane_core.api.lookup import check_task_id, find_task, page_number
-from fastlane_core.api.payload import payload_schema
+from fastlane_core.api.lookup import find_task, page_number
+from fastlane_core.api.orders import requested_job, submitted_answer
 from fastlane_core.api.shapes import task_page
 from fastlane_core.api.times import iso_time
-from fastlane_core.engine.submission import JobOrder
 from fastlane_core.errors import Conflict, InvalidInput, NotFound
+from fastlane_core.models import Task
 
 blueprint = Blueprint("tasks", __name__)
 
 #: Jobs given with a task; more by its `nextUrl`.
 _JOBS = 200
 _MAX_QUERY = 255
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+#: What storages search by: runs of letters and digits.
+_WORD = re.compile(r"[^\W_]")
 
 
 @blueprint.post("/tasks/<task_id>/")
 async def enqueue_job(task_id: str) -> Response:
     """Accept a job. It is stored when the answer leaves."""
     context = current_context()
-    check_task_id(task_id)
-    key = _idempotency_key()
-    runner = context.routing.runner_of(context.routing.lane_for(task_id).name).name
-    schema = payload_schema()
-    payload, body = await parsed_body(lambda body: schema.parse(body, runner, now=context.clock()))
-    digest = hashlib.sha256(body).hexdigest() if key else None
-    submitted = await context.submission.submit(
-        JobOrder(
-            task_id=task_id,
-            spec=payload.spec,
-            request_ip=_client_address(),
-            metadata=payload.metadata,
-            retries=payload.retries,
-            start_at=payload.start_at,
-            expiration=payload.expiration,
-            priority=payload.priority,
-            notifications=payload.notifications,
-            idempotency_key=key,
-            request_digest=digest,
-        )
-    )
-    job, execution = submitted.job, submitted.execution
-    if submitted.repeated and job.request_digest != digest:
-        raise Conflict(f"the Idempotency-Key {key} came with another body before: a new job needs a new key")
-    links = request_links(context)
-    return json_answer(
-        {
-            "taskId": task_id,
-            "jobId": job.id,
-            "executionId": execution.id if execution else None,
-            "executionUrl": links.execution(task_id, job.id, execution.id) if execution else None,
-            "queueJobId": execution.id if execution else None,
-            "jobUrl": links.job(task_id, job.id),
-            "taskUrl": links.task(task_id),
-        }
-    )
+    order = await requested_job(context, task_id)
+    submitted = await context.submission.submit(order)
+    if submitted.repeated and submitted.job.request_digest != order.request_digest:
+        raise Conflict(f"the Idempotency-Key {order.idempotency_key} came with another body before")
+    return submitted_answer(context, submitted)
 
 
 @blueprint.get("/tasks/")
@@ -90,7 +58,11 @@ async def search_tasks() -> Response:
     query = _query()
     page = page_number(request.args.get("page"))
     per_page = context.api.pagination_per_page
-    tasks, total = await context.storage.search_tasks(query, start=(page - 1) * per_page, limit=per_page)
+    tasks: Sequence[Task] = ()
+    total = 0
+    if _WORD.search(query):
+        # Without a word in it, every task would do.
+        tasks, total = await context.storage.search_tasks(query, start=(page - 1) * per_page, limit=per_page)
     _check_page(page, total, per_page)
     links = request_links(context)
     urls = [links.search(query, page - 1), links.search(query, page + 1)]
@@ -124,21 +96,3 @@ def _query() -> str:
     if len(query) > _MAX_QUERY or not query.isprintable():
         raise InvalidInput("query", f"expected at most {_MAX_QUERY} printable characters")
     return query
-
-
-def _idempotency_key() -> str | None:
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and _KEY.fullmatch(key) is None:
-        raise InvalidInput("Idempotency-Key", "expected 1 to 255 printable ASCII characters without spaces")
-    return key
-
-
-def _client_address() -> str | None:
-    """Where the request came from, as a proxy tells it, else as seen here; for the record, nothing is decided by it."""
-    named = (request.headers.get("X-Real-Ip", ""), request.headers.get("X-Forwarded-For", "").partition(",")[0])
-    for text in (*named, request.remote_addr or ""):
-        try:
-            return str(ipaddress.ip_address(text.strip()))
-        except ValueError:
-            continue
-    return None

@@ -16,3 +16,8 @@ def new_id() -> str:
 def retry_id(execution_id: str) -> str:
     """The id of the attempt that follows an execution; always the same one, so that it is made at most once."""
     return str(uuid.uuid5(_NAMESPACE, f"retry:{execution_id}"))
+
+
+def replacement_id(task_id: str, job_id: str, generation: int) -> str:
+    """The id of the first execution of a job that its caller put there, or put anew."""
+    return str(uuid.uuid5(_NAMESPACE, f"put:{generation}:{job_id}:{task_id}"))

@@ -72,11 +72,11 @@ class Starter:
         if execution.start_asked_at is None and (ending := await self._why_not(execution)) is not None:
             return await self._end(execution, ending)
         begun_before = execution.start_asked_at is not None
-        execution = await self._place(execution)
-        if execution.status.is_final:
-            return execution
-        request = self._request(execution, may_exist=begun_before)
         try:
+            execution = await self._place(execution)
+            if execution.status.is_final:
+                return execution
+            request = self._request(execution, may_exist=begun_before)
             if execution.start_asked_at is None:
                 await self._prepare(execution, request)
                 execution = await self._ask_start(execution)

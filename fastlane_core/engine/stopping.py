@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import structlog
 
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage
-from fastlane_core.engine.lifecycle import stop_requested
+from fastlane_core.engine.lifecycle import stop_requested, superseded
 from fastlane_core.engine.records import change_execution
 from fastlane_core.engine.topics import execution_topic, worker_topic
 from fastlane_core.errors import NotFound, QueueUnavailable, RevisionConflict
@@ -19,6 +20,12 @@ from fastlane_core.models import Execution, Job
 log = structlog.get_logger(__name__)
 
 _PAGE = 100
+
+
+class Step(Protocol):
+    """A step of the life cycle."""
+
+    def __call__(self, execution: Execution, *, now: float) -> Execution: ...
 
 
 class Stopping:
@@ -32,13 +39,16 @@ class Stopping:
     async def stop_job(self, task_id: str, job_id: str) -> Job:
         """End what the job runs or waits for, and its retries. Raises NotFound, StorageUnavailable."""
         job = await self._mark_job(task_id, job_id)
-        cursor: str | None = None
-        while True:
-            page = await self._storage.list_unfinished_of_job(job_id, task_id=task_id, cursor=cursor, limit=_PAGE)
-            await asyncio.gather(*(self._stop(each) for each in page.items))
-            cursor = page.cursor
-            if cursor is None:
-                return job
+        await self.stop_unfinished(job)
+        return job
+
+    async def stop_unfinished(self, job: Job) -> None:
+        """End what the job runs or waits for, but not its schedule. Raises StorageUnavailable."""
+        await self._end_unfinished(job, lambda each: True, stop_requested)
+
+    async def supersede(self, job: Job) -> None:
+        """End what has not begun of the requests before the job's present one. Raises StorageUnavailable."""
+        await self._end_unfinished(job, lambda each: each.generation < job.generation, superseded)
 
     async def stop_execution(self, task_id: str, job_id: str, execution_id: str) -> Execution:
         """End one execution, and the job's retries. Raises NotFound, StorageUnavailable."""
@@ -46,7 +56,7 @@ class Stopping:
         if execution is None or (execution.task_id, execution.job_id) != (task_id, job_id):
             raise NotFound(f"job {job_id} of task {task_id} has no execution {execution_id}")
         await self._mark_job(task_id, job_id)
-        return await self._stop(execution)
+        return await self._end(execution, stop_requested)
 
     async def _mark_job(self, task_id: str, job_id: str) -> Job:
         while True:
@@ -60,17 +70,26 @@ class Stopping:
             except RevisionConflict:
                 continue
 
-    async def _stop(self, execution: Execution) -> Execution:
+    async def _end_unfinished(self, job: Job, wanted: Callable[[Execution], bool], step: Step) -> None:
+        cursor: str | None = None
+        while True:
+            page = await self._storage.list_unfinished_of_job(job.id, task_id=job.task_id, cursor=cursor, limit=_PAGE)
+            await asyncio.gather(*(self._end(each, step) for each in page.items if wanted(each)))
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def _end(self, execution: Execution, step: Step) -> Execution:
         now = self._clock()
-        stopped = await change_execution(
-            self._storage, execution, lambda current: stop_requested(current, now=now), fence=None
-        )
+        changed = await change_execution(self._storage, execution, lambda current: step(current, now=now), fence=None)
+        if not changed.status.is_final and changed.stop_requested_at is None:
+            return changed
         try:
-            await self._queue.cancel(stopped.id)
-            await self._queue.publish(execution_topic(stopped.id))
-            if stopped.worker is not None:
-                await self._queue.publish(worker_topic(stopped.worker))
+            await self._queue.cancel(changed.id)
+            await self._queue.publish(execution_topic(changed.id))
+            if changed.worker is not None:
+                await self._queue.publish(worker_topic(changed.worker))
         except QueueUnavailable as error:
             # The record tells: whoever claims it next sees the request.
-            log.warning("the queue could not be told of a stop", execution=stopped.id, error=str(error))
-        return stopped
+            log.warning("the queue could not be told of a stop", execution=changed.id, error=str(error))
+        return changed

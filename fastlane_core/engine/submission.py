@@ -12,7 +12,7 @@ from fastlane_core.contracts.storage import Storage, Submission, Submitted
 from fastlane_core.engine.identifiers import new_id
 from fastlane_core.engine.routing import Routing
 from fastlane_core.errors import InvalidInput, QueueUnavailable
-from fastlane_core.models import Execution, Job, JsonObject, RunSpec, Status
+from fastlane_core.models import Execution, Job, JsonObject, RetryPolicy, RunSpec, Status
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +28,7 @@ class JobOrder:
     request_ip: str | None = None
     metadata: JsonObject = field(default_factory=dict)
     retries: int = 0
+    retry: RetryPolicy | None = None
     start_at: float | None = None
     expiration: float | None = None
     priority: int = 0
@@ -46,10 +47,16 @@ class JobSubmission:
         self._clock = clock
 
     async def submit(self, order: JobOrder) -> Submitted:
-        """Accept one job; durable when it returns.
+        """Accept one job; durable when it returns. Raises what `prepared` raises, and StorageUnavailable."""
+        (submitted,) = await self._storage.submit([self.prepared(order)])
+        if not submitted.repeated and submitted.execution is not None:
+            await enqueue(self._queue, submitted.execution)
+        return submitted
 
-        Raises InvalidInput where no lane takes the task, an option belongs to another runner, or the runner refuses it;
-        StorageUnavailable.
+    def prepared(self, order: JobOrder) -> Submission:
+        """The job with its first execution, as they are to be stored.
+
+        Raises InvalidInput where no lane takes the task, an option belongs to another runner, or the runner refuses it.
         """
         lane = self._routing.lane_for(order.task_id).name
         runner = self._routing.runner_of(lane)
@@ -69,6 +76,7 @@ class JobSubmission:
             request_ip=order.request_ip,
             metadata=order.metadata,
             retries=order.retries,
+            retry=order.retry,
             start_at=order.start_at,
             expiration=order.expiration,
             priority=order.priority,
@@ -90,10 +98,7 @@ class JobSubmission:
             expiration=job.expiration,
             request_ip=job.request_ip,
         )
-        (submitted,) = await self._storage.submit([Submission(job=job, execution=execution)])
-        if not submitted.repeated and submitted.execution is not None:
-            await enqueue(self._queue, submitted.execution)
-        return submitted
+        return Submission(job=job, execution=execution)
 
 
 async def enqueue(queue: Queue, execution: Execution) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fastlane_core.hookspecs import SettingsSection
+
+#: What browsers send as `Origin`: scheme, host and perhaps a port (RFC 6454), with a slash forgiven.
+_ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?/?")
 
 
 def split_commas(value: object) -> object:
@@ -78,6 +82,18 @@ class WorkerSettings(_Section):
         gt=0,
         description="Longest time that an execution may run, in seconds; a job's own timeout can only be shorter.",
     )
+    queue_timeout_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="Longest time that an execution may wait in the queue once it is due, in seconds; a job's own "
+        "queueTimeout can only be shorter. None: it waits until it expires.",
+    )
+    pull_timeout_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        description="Longest time that pulling an image for an execution may take, in seconds; a job's own pullTimeout "
+        "can only be shorter.",
+    )
     lease_seconds: float = Field(
         default=15.0,
         ge=1,
@@ -137,19 +153,26 @@ class WorkerSettings(_Section):
     exponential_backoff_min_ms: int = Field(
         default=1000,
         ge=1,
-        description="Ceiling of the wait before the first retry, in milliseconds; the wait itself is drawn at random "
-        "below it.",
+        description="Wait before the first retry, and least before any, in milliseconds. This and the next three are "
+        "for jobs that do not say otherwise under `retry`.",
     )
     exponential_backoff_factor: float = Field(
         default=2.0,
         ge=1,
         le=100,
-        description="What that ceiling is multiplied by with each further retry.",
+        description="What the longest wait is multiplied by with each further retry.",
     )
     exponential_backoff_max_ms: int = Field(
         default=60_000,
         ge=1,
-        description="Highest that the ceiling grows, in milliseconds.",
+        description="Highest that the wait grows, in milliseconds.",
+    )
+    exponential_backoff_jitter: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the wait that is drawn at random, from 0 (the longest wait always) to 1; it is never "
+        "less than the first wait.",
     )
 
     @model_validator(mode="after")
@@ -174,6 +197,15 @@ class ApiSettings(_Section):
         '"*" lets any page that somebody visits run containers here: only for an API that is not reachable from a '
         "browser that also visits other sites.",
     )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+                raise ValueError(f'{origin!r} is no origin: expected one like https://ci.example.com, or "*"')
+        return origins
+
     pagination_per_page: int = Field(default=10, ge=1, le=1000, description="Items on a page of a listing.")
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024,

@@ -22,6 +22,8 @@ from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.runner import Capabilities, Lane, ProgressCallback, Runner
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.engine.identifiers import new_id
+from fastlane_core.engine.replacing import JobReplacement
+from fastlane_core.engine.retrying import Retrying
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
@@ -180,12 +182,15 @@ async def running_api(
     listener.bind(("127.0.0.1", 0))
     port = int(listener.getsockname()[1])
     routing = Routing([Lanes()])
+    submission, stopping = JobSubmission(storage, queue, routing, time.time), Stopping(storage, queue, time.time)
     context = ApiContext(
         storage=storage,
         queue=queue,
         routing=routing,
-        submission=JobSubmission(storage, queue, routing, time.time),
-        stopping=Stopping(storage, queue, time.time),
+        submission=submission,
+        stopping=stopping,
+        replacement=JobReplacement(storage, queue, submission, stopping),
+        retrying=Retrying(storage, queue, routing, stopping, time.time),
         general=GeneralSettings(),
         api=settings or ApiSettings(),
         hard_timeout=1800.0,

@@ -113,6 +113,9 @@ async def test_bad_bodies_are_refused_with_the_field(api: Api, body: bytes, fiel
         (b"/tasks/%00/", 400),
         (b"/tasks/a%0Ab/", 400),
         (b"/tasks/%20/", 400),
+        (b"/tasks/%FF/", 400),
+        (b"/tasks/a%C3", 400),
+        (b"/tasks/%ED%A0%80/", 400),
         (b"/tasks/../../etc/passwd", 404),
         (b"/tasks/a%2Fb/", 404),
         (b"//tasks//t//", 404),
@@ -137,6 +140,13 @@ async def test_names_that_nothing_can_have_are_not_found(api: Api) -> None:
         assert len(answer.content) < 1000
 
 
+async def test_the_sign_that_stands_for_bytes_that_are_no_text_is_text_itself(tmp_path: Path) -> None:
+    async with running_api(tmp_path) as api:
+        assert (await api.http.post("/tasks/%EF%BF%BD/", content=JOB)).json()["taskId"] == "\ufffd"
+        answer = await api.http.get("/tasks/%EF%BF%BD/jobs/%FE/")
+        assert (answer.status_code, answer.json()["field"]) == (400, "jobId")
+
+
 async def test_names_of_the_longest_length_work(tmp_path: Path) -> None:
     async with running_api(tmp_path) as api:
         task = "🚀" * 255
@@ -152,7 +162,7 @@ async def test_body_of_20_megabytes_is_refused_to_curl(api: Api, tmp_path: Path,
     body.write_bytes(b'{"image":"i","command":"' + b"x" * 20_000_000 + b'"}')
     status, answer = await curl("--data-binary", f"@{body}", "-H", expect, "-H", how, f"{api.url}/tasks/t/")
     assert status == 413
-    assert "larger" in json.loads(answer)["error"]
+    assert "larger than the 16777216 bytes allowed" in json.loads(answer)["error"]
 
 
 async def test_body_that_is_too_large_is_read_before_it_is_refused(tmp_path: Path) -> None:

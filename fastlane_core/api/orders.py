@@ -1,0 +1,80 @@
+"""Orders of jobs in requests, and the answer that tells what became of one."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+
+from quart import Response, request
+
+from fastlane_core.api.answers import json_answer
+from fastlane_core.api.bodies import parsed_body
+from fastlane_core.api.context import ApiContext
+from fastlane_core.api.links import request_links
+from fastlane_core.api.lookup import check_task_id
+from fastlane_core.api.payload import payload_schema
+from fastlane_core.contracts.storage import Submitted
+from fastlane_core.engine.submission import JobOrder
+from fastlane_core.errors import InvalidInput
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+async def requested_job(context: ApiContext, task_id: str, job_id: str | None = None) -> JobOrder:
+    """The order in the current request, checked. Raises InvalidInput, RequestEntityTooLarge."""
+    check_task_id(task_id)
+    key = _idempotency_key()
+    runner = context.routing.runner_of(context.routing.lane_for(task_id).name).name
+    schema = payload_schema()
+    payload, body = await parsed_body(lambda body: schema.parse(body, runner, now=context.clock()))
+    return JobOrder(
+        task_id=task_id,
+        job_id=job_id,
+        spec=payload.spec,
+        request_ip=client_address(),
+        metadata=payload.metadata,
+        retries=payload.retries,
+        retry=payload.retry,
+        start_at=payload.start_at,
+        expiration=payload.expiration,
+        priority=payload.priority,
+        notifications=payload.notifications,
+        idempotency_key=key,
+        request_digest=hashlib.sha256(body).hexdigest() if key else None,
+    )
+
+
+def submitted_answer(context: ApiContext, submitted: Submitted) -> Response:
+    """Where the job is, and the execution that is to start for it."""
+    job, execution = submitted.job, submitted.execution
+    links = request_links(context)
+    return json_answer(
+        {
+            "taskId": job.task_id,
+            "jobId": job.id,
+            "executionId": execution.id if execution else None,
+            "executionUrl": links.execution(job.task_id, job.id, execution.id) if execution else None,
+            "queueJobId": execution.id if execution else None,
+            "jobUrl": links.job(job.task_id, job.id),
+            "taskUrl": links.task(job.task_id),
+        }
+    )
+
+
+def client_address() -> str | None:
+    """Where the request came from, as a proxy tells it, else as seen here; for the record, nothing is decided by it."""
+    named = (request.headers.get("X-Real-Ip", ""), request.headers.get("X-Forwarded-For", "").partition(",")[0])
+    for text in (*named, request.remote_addr or ""):
+        try:
+            return str(ipaddress.ip_address(text.strip()))
+        except ValueError:
+            continue
+    return None
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and _KEY.fullmatch(key) is None:
+        raise InvalidInput("Idempotency-Key", "expected 1 to 255 printable ASCII characters without spaces")
+    return key
