@@ -18,6 +18,7 @@ PACKAGES = {
     "/bin/busybox": "busybox-static",
     "debootstrap": "debootstrap",
     "docker-registry": "docker-registry",
+    "docker-compose": "docker-compose",
     "redis-server": "redis-server",
     "redis-sentinel": "redis-sentinel",
     "redis-cli": "redis-tools",

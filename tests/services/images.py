@@ -1,4 +1,4 @@
-"""Images made on this machine, since no registry need be in reach: busybox, hello-world and ubuntu."""
+"""Images made on this machine, since no registry need be in reach."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def add_ubuntu(url: str) -> None:
         _import(url, _debian_root(), "ubuntu", ["CMD bash"])
 
 
+def add_python(url: str) -> None:
+    """`debian-python:latest`, a small Debian root with Python and its module venv, like `add_ubuntu`."""
+    if not _has(url, "debian-python:latest"):
+        _import(url, _debian_root("python3-venv"), "debian-python", ["CMD python3"])
+
+
 def add_blob(url: str, name: str, size: int) -> None:
     """An image by that name (with its tag) that is busybox and `size` random bytes in the file `/blob`."""
     repository, _, tag = name.rpartition(":")
@@ -49,7 +55,16 @@ def add_blob(url: str, name: str, size: int) -> None:
 
 def can_make_ubuntu() -> bool:
     """Whether `add_ubuntu` can work here."""
-    return _cached_root().exists() or (os.geteuid() == 0 and program("debootstrap") is not None)
+    return _can_make_root()
+
+
+def can_make_python() -> bool:
+    """Whether `add_python` can work here."""
+    return _can_make_root("python3-venv")
+
+
+def _can_make_root(*packages: str) -> bool:
+    return _cached_root(*packages).exists() or (os.geteuid() == 0 and program("debootstrap") is not None)
 
 
 def _has(url: str, tag: str) -> bool:
@@ -94,15 +109,19 @@ def _add(tar: tarfile.TarFile, name: str, kind: bytes, mode: int, data: bytes = 
     tar.addfile(entry, io.BytesIO(data))
 
 
-def _debian_root() -> bytes:
-    cached = _cached_root()
+def _debian_root(*packages: str) -> bytes:
+    """A tar of Debian's smallest root, and these packages."""
+    cached = _cached_root(*packages)
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         _, codename = _own_release()
         with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
             root, packed = Path(folder) / "root", Path(folder) / "root.tar"
+            debootstrap = [program("debootstrap") or "debootstrap", "--variant=minbase"]
+            if packages:
+                debootstrap.append(f"--include={','.join(packages)}")
             subprocess.run(
-                [program("debootstrap") or "debootstrap", "--variant=minbase", codename, str(root), _own_mirror()],
+                [*debootstrap, codename, str(root), _own_mirror()],
                 check=True,
                 capture_output=True,
                 timeout=_DEBOOTSTRAP_SECONDS,
@@ -113,9 +132,9 @@ def _debian_root() -> bytes:
     return cached.read_bytes()
 
 
-def _cached_root() -> Path:
+def _cached_root(*packages: str) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "fastlane-tests" / f"{_own_release()[1]}.tar"
+    return base / "fastlane-tests" / f"{'-'.join((_own_release()[1], *packages))}.tar"
 
 
 def _own_release() -> tuple[str, str]:
