@@ -168,7 +168,10 @@ class DockerEngine:
             network = ipaddress.ip_network(f"10.213.{random.randrange(256)}.0/24")
             if f" {network.network_address + 1}/" not in taken:
                 break
-        _ip("link", "add", self._bridge, "type", "bridge")
+        # Without an address of its own it takes one of its ports', and each container that comes or goes changes that:
+        # packets of the others then go astray until they have asked for the new one.
+        address = (bytes([0x02, 0x42]) + secrets.token_bytes(4)).hex(":")
+        _ip("link", "add", self._bridge, "address", address, "type", "bridge")
         _ip("addr", "add", f"{network.network_address + 1}/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
 
