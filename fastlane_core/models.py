@@ -58,6 +58,16 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
+class Failure(StrEnum):
+    """What was made of an execution that failed for good: that is not tried again by itself."""
+
+    #: Nobody has looked at it yet.
+    OPEN = "open"
+    #: Somebody had it run once more.
+    REPLAYED = "replayed"
+    DISMISSED = "dismissed"
+
+
 class Stream(StrEnum):
     """One of the two streams that a run writes to."""
 
@@ -298,6 +308,8 @@ class Execution:
     #: The attempt that follows this one, and when it is due; decided with the final status.
     retry_id: str | None = None
     retry_at: float | None = None
+    #: Set where it ended badly and nothing follows by itself.
+    failure: Failure | None = None
     deliveries: tuple[Delivery, ...] = ()
     #: When something is next owed for it after its end (clean-up, a retry, a delivery); None when nothing is.
     owes_at: float | None = None

@@ -7,11 +7,11 @@ record, so that no store needs transactions. Pages go by cursor and are served b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fastlane_core.models import Execution, Job, JsonObject, LogChunk, Stream, Task
+from fastlane_core.models import Execution, Job, JsonObject, LogChunk, Reason, Stream, Task
 
 T = TypeVar("T")
 
@@ -50,6 +50,51 @@ class SharedValue:
 
     value: JsonObject
     revision: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailureFilter:
+    """Which of the executions that failed for good; None does not matter."""
+
+    task_id: str | None = None
+    reasons: frozenset[Reason] | None = None
+    #: When they ended: from, and before.
+    since: float | None = None
+    until: float | None = None
+    #: What their message contains, without case.
+    text: str | None = None
+
+    def has(self, execution: Execution) -> bool:
+        """Whether an execution that failed for good is one of them."""
+        failed_at = ended_at(execution)
+        return (
+            (self.task_id is None or execution.task_id == self.task_id)
+            and (self.reasons is None or execution.reason in self.reasons)
+            and (self.since is None or failed_at >= self.since)
+            and (self.until is None or failed_at < self.until)
+            and (self.text is None or self.text.casefold() in (execution.message or "").casefold())
+        )
+
+
+def filtered_page(rows: Iterable[tuple[str, T]], wanted: Callable[[T], bool], *, limit: int, ends: bool) -> Page[T]:
+    """The first `limit` wanted ones of a stretch of a list, each with the cursor behind it; for storages.
+
+    `ends` tells that nothing follows the stretch.
+    """
+    items: list[T] = []
+    last: str | None = None
+    for cursor, item in rows:
+        if len(items) == limit:
+            return Page(items=items, cursor=last)
+        if wanted(item):
+            items.append(item)
+        last = cursor
+    return Page(items=items, cursor=None if ends else last)
+
+
+def ended_at(execution: Execution) -> float:
+    """When an execution that has ended did."""
+    return execution.updated_at if execution.finished_at is None else execution.finished_at
 
 
 class Storage(ABC):
@@ -177,6 +222,13 @@ class Storage(ABC):
         self, job_id: str, *, task_id: str, cursor: str | None, limit: int
     ) -> Page[Execution]:
         """Executions of a job that have not ended, in a stable order; as fast for any number that have."""
+
+    @abstractmethod
+    async def list_failures(self, wanted: FailureFilter, *, cursor: str | None, limit: int) -> Page[Execution]:
+        """Executions with an open `failure`, latest end first.
+
+        Looks at a bounded stretch: a page may hold fewer than `limit`, or none, and go on by its cursor.
+        """
 
     @abstractmethod
     async def list_owing(self, *, until: float, limit: int) -> Sequence[Execution]:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.identifiers import retry_id
 from fastlane_core.errors import FastlaneError
-from fastlane_core.models import Execution, Job, Reason, RetryPolicy, RunHandle, RunOutcome, Status
+from fastlane_core.models import Execution, Failure, Job, Reason, RetryPolicy, RunHandle, RunOutcome, Status
 
 #: The only ways from one status to another.
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
@@ -43,6 +43,9 @@ class Retried(StrEnum):
     #: Always: the job was not at fault.
     FREE = "free"
 
+
+#: Endings that somebody may want to look at, unless another attempt follows.
+_FAILING = (Status.FAILED, Status.TIMEDOUT, Status.EXPIRED)
 
 #: What follows each ending, unless the job says for itself which reasons are tried again.
 RETRIED: Mapping[Reason, Retried] = {
@@ -158,6 +161,7 @@ def ended(execution: Execution, ending: Ending, *, now: float) -> Execution:
         started_at=ending.started_at or execution.started_at,
         finished_at=ending.finished_at or now,
         waiting_for=None,
+        failure=Failure.OPEN if ending.status in _FAILING else None,
     )
 
 
@@ -280,7 +284,14 @@ def with_retry(
         return execution
     backoff = retry_backoff(job.retry, usual)
     delay = backoff.delay(execution.attempt, floor=backoff.first, chance=chance)
-    return replace(execution, retry_id=retry_id(execution.id), retry_at=now + delay, owes_at=now)
+    return replace(execution, retry_id=retry_id(execution.id), retry_at=now + delay, owes_at=now, failure=None)
+
+
+def looked_at(execution: Execution, failure: Failure, *, now: float) -> Execution:
+    """Somebody has had one that failed for good run again, or has dismissed it; the first of both counts."""
+    if execution.failure is not Failure.OPEN:
+        return execution
+    return replace(execution, failure=failure, updated_at=now)
 
 
 def next_attempt(execution: Execution, *, lane: str, now: float) -> Execution:

@@ -8,6 +8,7 @@ from fastlane_core.contracts.storage import Storage
 from fastlane_core.models import Stream
 from fastlane_core.testing.examples import a_chunk, a_submission
 from fastlane_core.testing.storage_executions import StorageExecutionTests
+from fastlane_core.testing.storage_failures import StorageFailureTests
 from fastlane_core.testing.storage_fixtures import BuildStorage, MakeStorage
 from fastlane_core.testing.storage_jobs import StorageJobTests
 from fastlane_core.testing.storage_logs import StorageLogTests
@@ -21,6 +22,7 @@ class StorageSuite(
     StorageJobTests,
     StorageScheduleTests,
     StorageExecutionTests,
+    StorageFailureTests,
     StorageLogTests,
     StorageStateTests,
 ):

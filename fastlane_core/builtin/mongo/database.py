@@ -42,6 +42,8 @@ INDEXES: Mapping[str, list[IndexModel]] = {
         IndexModel([("job", 1), ("unfinished", 1)]),
         IndexModel([("owes_at", 1)], sparse=True),
         IndexModel([("removable_at", 1)], sparse=True),
+        IndexModel([("failed_at", -1), ("_id", -1)], sparse=True),
+        IndexModel([("failed_task", 1), ("failed_at", -1), ("_id", -1)], sparse=True),
     ],
     "log_chunks": [
         IndexModel([("execution", 1), ("last", 1)]),

@@ -13,8 +13,9 @@ from bson import ObjectId
 
 from fastlane_core.builtin.mongo.keys import escape, key_of, unescape
 from fastlane_core.contracts.records import encode_execution, encode_job
+from fastlane_core.contracts.storage import ended_at
 from fastlane_core.errors import InvalidInput
-from fastlane_core.models import Execution, Job, Task
+from fastlane_core.models import Execution, Failure, Job, Task
 
 #: A document as the driver gives it.
 Document: TypeAlias = dict[str, Any]
@@ -23,7 +24,7 @@ Document: TypeAlias = dict[str, Any]
 MAX_RECORD_BYTES = 6 * 1024 * 1024
 
 _word = re.compile(r"[^\W_]+")
-_INDEXED = ("unfinished", "owes_at", "removable_at")
+_INDEXED = ("unfinished", "owes_at", "removable_at", "failed_at", "failed_task")
 
 
 def words(text: str) -> frozenset[str]:
@@ -100,9 +101,12 @@ def _indexed(execution: Execution) -> Document:
         # Sorts by time.
         found: Document = {"unfinished": f"{execution.created_at:018.6f} {escape(execution.id)}"}
         return found if execution.owes_at is None else {**found, "owes_at": execution.owes_at}
+    failed: Document = {}
+    if execution.failure is Failure.OPEN:
+        failed = {"failed_at": ended_at(execution), "failed_task": escape(execution.task_id)}
     if execution.owes_at is not None:
-        return {"owes_at": execution.owes_at}
-    return {"removable_at": execution.updated_at if execution.finished_at is None else execution.finished_at}
+        return {"owes_at": execution.owes_at, **failed}
+    return {"removable_at": ended_at(execution), **failed}
 
 
 def _text(record: bytes) -> str:

@@ -34,13 +34,23 @@ from fastlane_core.builtin.mongo.retention import remove_finished
 from fastlane_core.builtin.mongo.server import MongoServer
 from fastlane_core.builtin.mongo.settling import Healer
 from fastlane_core.contracts.records import decode_execution, decode_job
-from fastlane_core.contracts.storage import Page, SharedValue, Storage, Submission, Submitted
+from fastlane_core.contracts.storage import (
+    FailureFilter,
+    Page,
+    SharedValue,
+    Storage,
+    Submission,
+    Submitted,
+    filtered_page,
+)
 from fastlane_core.errors import RevisionConflict
 from fastlane_core.models import Execution, Job, JsonObject, LogChunk, Stream, Task
 
 #: Revisions of shared values are drawn at random, so that a value made anew never has one of the old one's.
 _REVISIONS = 2**52
 _WRITES_AT_A_TIME = 16
+#: Documents that a search looks at in one call.
+_LOOKED_AT = 500
 #: Jobs that have a time at which a scheduler looks at them.
 _SCHEDULED: Document = {"due_at": {"$gt": 0.0}}
 
@@ -220,6 +230,27 @@ class MongoStorage(Storage):
     ) -> Page[Execution]:
         with self._database.call() as db:
             return await _unfinished(db, {"job": job_key(task_id, job_id)}, cursor, limit)
+
+    async def list_failures(self, wanted: FailureFilter, *, cursor: str | None, limit: int) -> Page[Execution]:
+        stretch = max(limit, _LOOKED_AT)
+        filters: list[Document] = [{"failed_at": {"$gte": 0.0 if wanted.since is None else wanted.since}}]
+        if wanted.until is not None:
+            filters.append({"failed_at": {"$lt": wanted.until}})
+        if wanted.task_id is not None:
+            filters.append({"failed_task": escape(wanted.task_id)})
+        if cursor is not None:
+            filters.append(behind("failed_at", cursor))
+        with self._database.call() as db:
+            found = await newest(
+                db.executions.quick.find({"$and": filters}, {"record": 1, "failed_at": 1}), "failed_at", stretch
+            )
+        rows = found[:stretch]
+        return filtered_page(
+            ((encode_cursor(float(each["failed_at"]), each["_id"]), decode_execution(each["record"])) for each in rows),
+            wanted.has,
+            limit=limit,
+            ends=len(found) <= stretch,
+        )
 
     async def list_owing(self, *, until: float, limit: int) -> Sequence[Execution]:
         with self._database.call() as db:

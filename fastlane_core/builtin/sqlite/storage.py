@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,15 @@ from fastlane_core.builtin.sqlite.database import Session
 from fastlane_core.builtin.sqlite.storage_schema import STORAGE_SCHEMA
 from fastlane_core.builtin.sqlite.task_search import MAX_FOUND, find_tasks
 from fastlane_core.contracts.records import decode_execution, decode_job
-from fastlane_core.contracts.storage import Page, SharedValue, Storage, Submission, Submitted
+from fastlane_core.contracts.storage import (
+    FailureFilter,
+    Page,
+    SharedValue,
+    Storage,
+    Submission,
+    Submitted,
+    filtered_page,
+)
 from fastlane_core.errors import RevisionConflict, StorageUnavailable
 from fastlane_core.models import Execution, Job, JsonObject, LogChunk, Stream, Task
 
@@ -53,6 +62,13 @@ LIST_UNFINISHED_OF_JOB = """
     SELECT created_at, number, record FROM executions INDEXED BY executions_unfinished_by_job
     WHERE job = ? AND unfinished = 1 AND number > ? ORDER BY number LIMIT ?
 """
+_LIST_FAILURES = """
+    SELECT failed_at, number, record FROM executions
+    WHERE {task} failed_at >= ? AND failed_at < ? AND (failed_at, number) < (?, ?)
+    ORDER BY failed_at DESC, number DESC LIMIT ?
+"""
+LIST_FAILURES = _LIST_FAILURES.format(task="")
+LIST_FAILURES_OF_TASK = _LIST_FAILURES.format(task="failed_task = ? AND")
 LIST_OWING = "SELECT record FROM executions WHERE owes_at <= ? ORDER BY owes_at LIMIT ?"
 REMOVE_EXECUTIONS = """
     DELETE FROM executions WHERE number IN (
@@ -65,6 +81,8 @@ PUT_STATE = "INSERT OR REPLACE INTO state (scope, key, value, revision) VALUES (
 NEXT_STATE_REVISION = "UPDATE state_revision SET last = last + 1 RETURNING last"
 DELETE_STATE = "DELETE FROM state WHERE scope = ? AND key = ?"
 
+#: Rows that a search looks at in one call.
+_LOOKED_AT = 500
 #: Behind every row, for the first page of a list that goes downwards, and before every row for one that goes upwards.
 _BEHIND_ALL = (float("inf"), 2**63 - 1)
 _BEFORE_ALL = (float("-inf"), 0)
@@ -183,6 +201,23 @@ class SqliteStorage(Storage):
         if not job:
             return Page(items=())
         return _page(await self._rows(LIST_UNFINISHED_OF_JOB, (job[0][0], behind, limit + 1)), limit, decode_execution)
+
+    async def list_failures(self, wanted: FailureFilter, *, cursor: str | None, limit: int) -> Page[Execution]:
+        behind = _BEHIND_ALL if cursor is None else decode_cursor(cursor)
+        since = -math.inf if wanted.since is None else wanted.since
+        until = math.inf if wanted.until is None else wanted.until
+        stretch = max(limit, _LOOKED_AT)
+        where = (since, until, *behind, stretch)
+        if wanted.task_id is None:
+            rows = await self._rows(LIST_FAILURES, where)
+        else:
+            rows = await self._rows(LIST_FAILURES_OF_TASK, (wanted.task_id, *where))
+        return filtered_page(
+            ((encode_cursor(failed_at, number), decode_execution(record)) for failed_at, number, record in rows),
+            wanted.has,
+            limit=limit,
+            ends=len(rows) < stretch,
+        )
 
     async def list_owing(self, *, until: float, limit: int) -> Sequence[Execution]:
         return [decode_execution(record) for (record,) in await self._rows(LIST_OWING, (until, limit))]

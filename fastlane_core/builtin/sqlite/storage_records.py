@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from fastlane_core.builtin.sqlite.task_search import index_task
 from fastlane_core.contracts.records import decode_execution, decode_job, encode_execution, encode_job
-from fastlane_core.contracts.storage import Submission, Submitted
+from fastlane_core.contracts.storage import Submission, Submitted, ended_at
 from fastlane_core.errors import NotFound, RevisionConflict
-from fastlane_core.models import Execution, Job
+from fastlane_core.models import Execution, Failure, Job
 
 TOUCH_TASK = """
     INSERT INTO tasks (id, created_at, modified_at, jobs) VALUES (?, ?, ?, ?)
@@ -39,11 +39,15 @@ UPDATE_JOB = """
     RETURNING number
 """
 INSERT_EXECUTION = """
-    INSERT INTO executions (id, job, created_at, revision, unfinished, owes_at, removable_at, record)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+    INSERT INTO executions (
+        id, job, created_at, revision, unfinished, owes_at, removable_at, failed_at, failed_task, record
+    )
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 UPDATE_EXECUTION = """
-    UPDATE executions SET revision = revision + 1, unfinished = ?, owes_at = ?, removable_at = ?, record = ?
+    UPDATE executions SET
+        revision = revision + 1, unfinished = ?, owes_at = ?, removable_at = ?, failed_at = ?, failed_task = ?,
+        record = ?
     WHERE id = ? AND revision = ?
 """
 GET_EXECUTION = "SELECT record FROM executions WHERE id = ?"
@@ -158,10 +162,12 @@ def _insert_execution(connection: sqlite3.Connection, execution: Execution, job:
     return stored if inserted.rowcount else find_execution(connection, execution.id)
 
 
-def _indexed(execution: Execution) -> tuple[int | None, float | None, float | None]:
-    """Whether it is unfinished, when it owes something, and since when it may be removed."""
+def _indexed(execution: Execution) -> tuple[int | None, float | None, float | None, float | None, str | None]:
+    """Whether it is unfinished, when it owes something, since when it may go, when and in which task it failed."""
     if not execution.status.is_final:
-        return 1, execution.owes_at, None
+        return 1, execution.owes_at, None, None, None
+    end = ended_at(execution)
+    failed = (end, execution.task_id) if execution.failure is Failure.OPEN else (None, None)
     if execution.owes_at is not None:
-        return None, execution.owes_at, None
-    return None, None, execution.updated_at if execution.finished_at is None else execution.finished_at
+        return None, execution.owes_at, None, *failed
+    return None, None, end, *failed

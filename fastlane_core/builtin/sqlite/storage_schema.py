@@ -114,5 +114,12 @@ STORAGE_SCHEMA = Schema(
             "ALTER TABLE jobs ADD COLUMN due_at REAL",
             "CREATE INDEX jobs_due ON jobs (due_at) WHERE due_at IS NOT NULL",
         ),
+        (
+            # Both are null unless it failed for good and nobody has looked at it yet.
+            "ALTER TABLE executions ADD COLUMN failed_at REAL",
+            "ALTER TABLE executions ADD COLUMN failed_task TEXT",
+            "CREATE INDEX executions_failed ON executions (failed_at) WHERE failed_at IS NOT NULL",
+            "CREATE INDEX executions_failed_by_task ON executions (failed_task, failed_at) WHERE failed_at IS NOT NULL",
+        ),
     ),
 )
