@@ -38,7 +38,7 @@ async def get_job_execution(task_id: str, job_id: str, execution_id: str) -> Res
 
 @blueprint.post("/stop/")
 async def stop_job_execution(task_id: str, job_id: str, execution_id: str) -> Response:
-    """End one execution, and the job's retries."""
+    """End one execution, and what tries it again; the job's schedule goes on."""
     context = current_context()
     await find_execution(context, task_id, job_id, execution_id)
     await context.stopping.stop_execution(task_id, job_id, execution_id)

@@ -63,7 +63,7 @@ async def put_job(task_id: str, job_id: str) -> Response:
 
 @blueprint.post("/stop/")
 async def stop_job(task_id: str, job_id: str) -> Response:
-    """End what the job runs or waits for, and its retries."""
+    """End what the job runs or waits for, its retries and its schedule."""
     context = current_context()
     await find_job(context, task_id, job_id)
     await context.stopping.stop_job(task_id, job_id)

@@ -298,7 +298,6 @@ def next_attempt(execution: Execution, *, lane: str, now: float) -> Execution:
     """The execution that tries an ended one again, as `with_retry` decided."""
     if execution.retry_id is None or execution.retry_at is None or execution.reason is None:
         raise IllegalTransition(f"execution {execution.id} has no retry")
-    counted = RETRIED[execution.reason] is not Retried.FREE
     return Execution(
         id=execution.retry_id,
         job_id=execution.job_id,
@@ -310,7 +309,7 @@ def next_attempt(execution: Execution, *, lane: str, now: float) -> Execution:
         updated_at=now,
         priority=execution.priority,
         attempt=execution.attempt + 1,
-        retries_used=execution.retries_used + (1 if counted else 0),
+        retries_used=_used_by_retry(execution),
         retry_of=execution.id,
         generation=execution.generation,
         due_at=execution.retry_at,
@@ -335,11 +334,17 @@ def asked_again(last: Execution, job: Job, *, lane: str, now: float) -> Executio
         updated_at=now,
         priority=job.priority,
         attempt=last.attempt + 1,
-        retries_used=last.retries_used,
+        retries_used=last.retries_used if last.retry_id is None else _used_by_retry(last),
         retry_of=last.id,
         generation=job.generation,
         expiration=job.expiration,
     )
+
+
+def _used_by_retry(execution: Execution) -> int:
+    """The retries that are used up once the one that was decided is made."""
+    is_free = execution.reason is not None and RETRIED[execution.reason] is Retried.FREE
+    return execution.retries_used + (0 if is_free else 1)
 
 
 def _moved(execution: Execution, status: Status, now: float) -> Execution:

@@ -11,7 +11,7 @@ import structlog
 
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage
-from fastlane_core.engine.lifecycle import stop_requested, superseded
+from fastlane_core.engine.lifecycle import next_attempt, stop_requested, superseded
 from fastlane_core.engine.records import change_execution
 from fastlane_core.engine.topics import execution_topic, worker_topic
 from fastlane_core.errors import NotFound, QueueUnavailable, RevisionConflict
@@ -37,7 +37,7 @@ class Stopping:
         self._clock = clock
 
     async def stop_job(self, task_id: str, job_id: str) -> Job:
-        """End what the job runs or waits for, and its retries. Raises NotFound, StorageUnavailable."""
+        """End what the job runs or waits for, its retries and its schedule. Raises NotFound, StorageUnavailable."""
         job = await self._mark_job(task_id, job_id)
         await self.stop_unfinished(job)
         return job
@@ -51,12 +51,29 @@ class Stopping:
         await self._end_unfinished(job, lambda each: each.generation < job.generation, superseded)
 
     async def stop_execution(self, task_id: str, job_id: str, execution_id: str) -> Execution:
-        """End one execution, and the job's retries. Raises NotFound, StorageUnavailable."""
+        """End one execution, and what tries it again; other executions and the schedule go on.
+
+        Raises NotFound, StorageUnavailable.
+        """
         execution = await self._storage.get_execution(execution_id)
         if execution is None or (execution.task_id, execution.job_id) != (task_id, job_id):
             raise NotFound(f"job {job_id} of task {task_id} has no execution {execution_id}")
-        await self._mark_job(task_id, job_id)
-        return await self._end(execution, stop_requested)
+        stopped = await self._end(execution, stop_requested)
+        await self._end_retries(stopped)
+        return stopped
+
+    async def _end_retries(self, execution: Execution) -> None:
+        while execution.status.is_final and execution.retry_id is not None:
+            attempt = await self._storage.get_execution(execution.retry_id)
+            if attempt is None:
+                if execution.owes_at is None:
+                    return
+                # Made as stopped: whoever is about to make it finds it there, and leaves it.
+                now = self._clock()
+                attempt = stop_requested(next_attempt(execution, lane=execution.lane, now=now), now=now)
+                await self._storage.add_executions([attempt])
+                attempt = await self._storage.get_execution(attempt.id) or attempt
+            execution = await self._end(attempt, stop_requested)
 
     async def _mark_job(self, task_id: str, job_id: str) -> Job:
         while True:
@@ -66,7 +83,7 @@ class Stopping:
             if job.stop_requested_at is not None:
                 return job
             try:
-                return await self._storage.put_job(replace(job, stop_requested_at=self._clock()))
+                return await self._storage.put_job(replace(job, stop_requested_at=self._clock(), due_at=None))
             except RevisionConflict:
                 continue
 

@@ -15,6 +15,7 @@ from fastlane_core.builtin.sqlite.storage import SqliteStorage
 from fastlane_core.contracts.queue import Lease, Queue
 from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.context import EngineOptions, WorkerContext
+from fastlane_core.engine.faultpoints import FaultPoint
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
@@ -126,6 +127,22 @@ class Deployment:
     async def ended(self, execution: Execution) -> Execution:
         """The execution, once it has ended."""
         await until(lambda: self._is(execution, lambda each: each.status.is_final))
+        return await self.now(execution)
+
+    async def ended_without_retry(self, execution: Execution) -> Execution:
+        """The execution, ended by a worker that died before it made the attempt that follows."""
+        died = asyncio.Event()
+
+        def die(point: FaultPoint) -> None:
+            if point is FaultPoint.RECORDED_ENDED:
+                died.set()
+                raise asyncio.CancelledError
+
+        supervision = await self.claim("dead")
+        dying = Supervision(self.context("dead", reach=die), supervision.lease)
+        await asyncio.gather(dying.run(), return_exceptions=True)
+        assert died.is_set()
+        await self.queue.hand_over([supervision.lease])
         return await self.now(execution)
 
     async def running(self, execution: Execution) -> Execution:

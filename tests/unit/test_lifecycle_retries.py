@@ -131,8 +131,11 @@ def test_asking_again_makes_the_same_execution_as_the_retry_by_itself() -> None:
     decided = lifecycle.with_retry(failed(Reason.EXIT_CODE), job(), USUAL, now=50.0)
     asked = lifecycle.asked_again(decided, job(spec=replace(SPEC, command="new")), lane="fake:all", now=0.0)
     assert asked.id == decided.retry_id
-    assert (asked.attempt, asked.retries_used, asked.retry_of, asked.spec.command) == (2, 0, "e", "new")
+    assert (asked.attempt, asked.retries_used, asked.retry_of, asked.spec.command) == (2, 1, "e", "new")
     assert asked.created_at > decided.created_at
+    # One that nothing would follow by itself is no retry that the job has.
+    asked = lifecycle.asked_again(failed(Reason.EXIT_CODE), job(), lane="fake:all", now=0.0)
+    assert (asked.attempt, asked.retries_used) == (2, 0)
 
 
 # Waiting and preparing
