@@ -3,6 +3,10 @@
 An item waits in its lane until `claim` turns it into a lease. The lease is the slot in the lane: it is freed by `ack`
 or `release` only. A lease that ran out keeps its slot until another worker claims it for adoption, so capacity stays
 exact through crashes. The queue server's clock decides all times.
+
+Items also count under *keys*, each of which may have a capacity: the key of their task, and those of their limits. Only
+leases count, so a limit is exact through crashes as well. What waits behind a key that is at its capacity is *held*:
+claims do not meet it, however much it is.
 """
 
 from __future__ import annotations
@@ -12,6 +16,28 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
+
+#: Seconds of waiting that one step of priority is worth.
+AGEING_SECONDS: Final = 600
+
+
+def task_key(task_id: str) -> str:
+    """The key under which every item of a task counts."""
+    return f"task:{task_id}"
+
+
+def job_key(task_id: str, job_id: str) -> str:
+    """The key for items of one job."""
+    return f"job:{task_id}/{job_id}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """How many items that count under a key may be leased at a time."""
+
+    key: str
+    capacity: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,10 +47,14 @@ class QueueItem:
     execution_id: str
     task_id: str
     lane: str
-    #: 0 to 9, higher first; first in, first out within one.
+    #: 0 to 9, higher first, but no item waits for ever: items go by the time they were put, or the due time where that
+    #: is later, less `AGEING_SECONDS` for each step of priority. First in, first out within one priority.
     priority: int = 0
     #: Unix time before which it is not granted; 0 for at once.
     due_at: float = 0.0
+    #: Granted only while fewer are leased under each of these keys, narrowest first: items that share one of them share
+    #: those after it too. One may be the task's, under which the item counts without it as well.
+    limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +101,8 @@ class LaneStats:
     delayed: int = 0
     #: Slots taken: leases, run out or not.
     leased: int = 0
+    #: Items that a key keeps from being granted; one that a claim has not met since then counts as waiting.
+    held: int = 0
     #: When the next delayed item is due.
     next_due_at: float | None = None
     #: Leases by assigned place.
@@ -91,6 +123,9 @@ class Queue(ABC):
     Each is atomic, and harmless when it is repeated because its answer was lost.
     """
 
+    #: Whether `claim` can count the leases of all lanes.
+    counts_overall: bool = True
+
     @abstractmethod
     async def open(self) -> None:
         """Connect and make ready; raises QueueUnavailable."""
@@ -101,18 +136,42 @@ class Queue(ABC):
 
     @abstractmethod
     async def put(self, items: Sequence[QueueItem]) -> None:
-        """Add items. An item whose execution is there already, waiting or leased, is left as it is."""
+        """Add items. An item whose execution is there already is left as it is, but for its limits if it waits."""
 
     @abstractmethod
     async def claim(
-        self, lane: str, *, worker: str, capacity: int, limit: int, lease_seconds: float
+        self,
+        lane: str,
+        *,
+        worker: str,
+        capacity: int,
+        limit: int,
+        lease_seconds: float,
+        overall: int | None = None,
     ) -> Sequence[Lease]:
         """Lease up to `limit` items of `lane` for `worker`.
 
-        Leases that ran out are given first, for adoption: they hold their slot already. Then due items, highest
-        priority first and oldest within it, while the lane holds fewer than `capacity` leases. Grants nothing
-        while `needs_rebuild`. Fewer than `limit` are given only where there is nothing more to give now.
+        Leases that ran out are given first, for adoption: they hold their slot already. Then due items in order, while
+        the lane holds fewer than `capacity` leases, all lanes together fewer than `overall`, and each key of the item
+        fewer than its capacity. Grants nothing while `needs_rebuild`. Fewer than `limit` are given only where there is
+        nothing more to give now. A queue without `counts_overall` is not asked with `overall`.
         """
+
+    @abstractmethod
+    async def set_limit(self, key: str, capacity: int | None) -> None:
+        """Let fewer than `capacity` leases under `key` be there when an item is granted; None lifts that.
+
+        It stays until it is set anew or the queue loses its data, and goes together with the items' own limits: the
+        strictest counts. Leases beyond a lower capacity go on.
+        """
+
+    @abstractmethod
+    async def limits(self) -> Mapping[str, int]:
+        """The capacities that `set_limit` has set, by key."""
+
+    @abstractmethod
+    async def held_by(self, execution_ids: Sequence[str]) -> Mapping[str, Limit]:
+        """The limit that keeps an execution waiting, for those whose time has come and that one of them keeps."""
 
     @abstractmethod
     async def assign(self, lease: Lease, offers: Sequence[tuple[str, int]]) -> str | None:
@@ -155,7 +214,7 @@ class Queue(ABC):
 
     @abstractmethod
     async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
-        """The items of `lane` that would be granted next; leased ones not included."""
+        """The items of `lane` that would be granted next, then some that are held; leased ones not included."""
 
     @abstractmethod
     async def stats(self) -> Mapping[str, LaneStats]:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from fastlane_core.contracts.queue import QueueItem
+from fastlane_core.contracts.queue import Limit, QueueItem
 from fastlane_core.contracts.storage import Submission
 from fastlane_core.models import (
     Delivery,
@@ -243,6 +243,7 @@ def an_item(
     task_id: str = "task",
     priority: int = 0,
     due_at: float = 0.0,
+    limits: tuple[Limit, ...] = (),
 ) -> QueueItem:
     """An item to put in a queue."""
     return QueueItem(
@@ -251,4 +252,5 @@ def an_item(
         lane=lane,
         priority=priority,
         due_at=due_at,
+        limits=limits,
     )

@@ -11,6 +11,7 @@ from fastlane_core.testing.examples import ODD_TEXTS, an_item
 from fastlane_core.testing.queue_claims import QueueClaimTests
 from fastlane_core.testing.queue_fixtures import BuildQueue, claim, claim_one, ids
 from fastlane_core.testing.queue_leases import QueueLeaseTests
+from fastlane_core.testing.queue_limits import QueueLimitTests
 from fastlane_core.testing.queue_places import QueuePlaceTests
 from fastlane_core.testing.queue_rebuild import QueueRebuildTests
 from fastlane_core.testing.queue_views import QueueViewTests
@@ -18,7 +19,13 @@ from fastlane_core.testing.queue_wakeups import QueueWakeupTests
 
 
 class QueueSuite(
-    QueueClaimTests, QueueLeaseTests, QueuePlaceTests, QueueViewTests, QueueRebuildTests, QueueWakeupTests
+    QueueClaimTests,
+    QueueLeaseTests,
+    QueuePlaceTests,
+    QueueLimitTests,
+    QueueViewTests,
+    QueueRebuildTests,
+    QueueWakeupTests,
 ):
     """Tests of the contract `fastlane_core.contracts.queue.Queue`.
 
@@ -32,6 +39,8 @@ class QueueSuite(
     `advance`
         An async function that moves the queue's clock on by so many seconds: by setting it, where the queue lets its
         clock be given, and else by waiting.
+    `counts_over_lanes`
+        Only where it is False: whether a key counts the leases of all lanes together.
 
         class TestMyQueue(QueueSuite):
             @pytest.fixture

@@ -12,6 +12,8 @@ import pytest
 
 from fastlane_core.builtin.sqlite import (
     queue_items,
+    queue_limits,
+    queue_views,
     storage,
     storage_logs,
     storage_records,
@@ -21,12 +23,13 @@ from fastlane_core.builtin.sqlite import (
 from fastlane_core.builtin.sqlite.database import Database
 from fastlane_core.builtin.sqlite.queue_schema import QUEUE_SCHEMA
 from fastlane_core.builtin.sqlite.storage_schema import STORAGE_SCHEMA
+from fastlane_core.contracts.queue import Limit, task_key
 from fastlane_core.contracts.storage import Submission
 from fastlane_core.models import Status, Stream
 from fastlane_core.testing.examples import a_chunk, a_job, a_submission, an_execution, an_item
 
-#: Tables that hold a row for a lane, a scope's value, or a message, and so stay small.
-SMALL = {"lanes", "rebuilt", "removed_logs", "state_revision", "topics"}
+#: Tables that hold a row for a lane, a limit that was set, a scope's value, or a message, and so stay small.
+SMALL = {"capacities", "lanes", "rebuilt", "removed_logs", "state_revision", "topics"}
 #: What a store a hundred times as big may cost more: trees have a level or two more.
 TOLERANCE = 1.3
 
@@ -36,7 +39,16 @@ Use = Callable[[sqlite3.Connection], object]
 
 def statements() -> Iterator[tuple[str, str]]:
     """Every statement of storage and queue, by name."""
-    modules: list[ModuleType] = [queue_items, storage, storage_logs, storage_records, task_search, wakeups]
+    modules: list[ModuleType] = [
+        queue_items,
+        queue_limits,
+        queue_views,
+        storage,
+        storage_logs,
+        storage_records,
+        task_search,
+        wakeups,
+    ]
     for module in modules:
         for name, value in vars(module).items():
             if name.isupper() and not name.startswith("_") and isinstance(value, str):
@@ -99,7 +111,7 @@ def put_delayed(connection: sqlite3.Connection, count: int) -> None:
 
 def put_leased(connection: sqlite3.Connection, count: int) -> None:
     queue_items.put(connection, [an_item() for _ in range(count)], 1.0)
-    queue_items.claim(connection, "lane", "worker", count, count, 1.0, 1_000.0)
+    queue_items.claim(connection, "lane", "worker", 1.0, 1_000.0, capacity=count, limit=count)
     queue_items.put(connection, [an_item() for _ in range(10)], 1.0)
 
 
@@ -108,23 +120,37 @@ def put_other_lane(connection: sqlite3.Connection, count: int) -> None:
     queue_items.put(connection, [an_item() for _ in range(10)], 1.0)
 
 
+def put_held(connection: sqlite3.Connection, count: int) -> None:
+    limits = (Limit(key=task_key("limited"), capacity=2),)
+    queue_items.put(connection, [an_item(task_id="limited", limits=limits) for _ in range(count)], 1.0)
+    queue_items.claim(connection, "lane", "worker", 1.0, 1_000.0, capacity=2, limit=2)
+    queue_items.put(connection, [an_item() for _ in range(10)], 1.0)
+
+
 def claim(connection: sqlite3.Connection) -> object:
-    claimed = queue_items.claim(connection, "lane", "worker", 10**9, 3, 2.0, 30.0)
+    claimed = queue_items.claim(connection, "lane", "worker", 2.0, 30.0, capacity=10**9, limit=3)
     assert len(claimed.leases) == 3
     return claimed
 
 
-@pytest.mark.parametrize("fill", [put_waiting, put_delayed, put_leased, put_other_lane])
+def claim_and_ack(connection: sqlite3.Connection) -> None:
+    claimed = queue_items.claim(connection, "lane", "worker", 2.0, 30.0, capacity=10**9, limit=3)
+    for lease in claimed.leases:
+        queue_items.ack(connection, lease)
+
+
+@pytest.mark.parametrize("fill", [put_waiting, put_delayed, put_leased, put_other_lane, put_held])
 @pytest.mark.parametrize(
     "use",
     [
         claim,
+        claim_and_ack,
         lambda connection: queue_items.put(connection, [an_item()], 1.0),
-        lambda connection: queue_items.peek(connection, "lane", 5),
-        lambda connection: queue_items.lane_state(connection, ["lane", "other"]),
-        lambda connection: queue_items.contains(connection, ["absent"]),
+        lambda connection: queue_views.peek(connection, "lane", 5),
+        lambda connection: queue_views.lane_state(connection, ["lane", "other"]),
+        lambda connection: queue_views.contains(connection, ["absent"]),
     ],
-    ids=["claim", "put", "peek", "lane_state", "contains"],
+    ids=["claim", "claim_and_ack", "put", "peek", "lane_state", "contains"],
 )
 def test_a_step_of_the_queue_costs_the_same_however_much_it_holds(tmp_path: Path, fill: Fill, use: Use) -> None:
     costs = []

@@ -9,12 +9,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from fastlane_core.builtin.sqlite import queue_items
+from fastlane_core.builtin.sqlite import queue_items, queue_views
 from fastlane_core.builtin.sqlite.connection import snapshot
 from fastlane_core.builtin.sqlite.database import Session
 from fastlane_core.builtin.sqlite.queue_schema import QUEUE_SCHEMA
 from fastlane_core.builtin.sqlite.wakeups import LaneWaiter, TopicSubscription, Wakeups
-from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, Queue, QueueItem, Renewal, Subscription
+from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, Limit, Queue, QueueItem, Renewal, Subscription
 from fastlane_core.errors import QueueUnavailable
 
 T = TypeVar("T")
@@ -48,21 +48,64 @@ class SqliteQueue(Queue):
         self._wakeups.lanes_changed(item.lane for item in items)
 
     async def claim(
-        self, lane: str, *, worker: str, capacity: int, limit: int, lease_seconds: float
+        self,
+        lane: str,
+        *,
+        worker: str,
+        capacity: int,
+        limit: int,
+        lease_seconds: float,
+        overall: int | None = None,
     ) -> Sequence[Lease]:
-        def claim(connection: sqlite3.Connection) -> queue_items.Claimed:
-            now = self._clock()
-            return queue_items.claim(connection, lane, worker, capacity, limit, now, now + lease_seconds)
+        leases: list[Lease] = []
+        while True:
+            wanted = limit - len(leases)
 
-        claimed = await self._write(claim)
-        self._seen[lane] = claimed.changes
-        return claimed.leases
+            def claim(connection: sqlite3.Connection, wanted: int = wanted) -> queue_items.Claimed:
+                now = self._clock()
+                return queue_items.claim(
+                    connection,
+                    lane,
+                    worker,
+                    now,
+                    now + lease_seconds,
+                    capacity=capacity,
+                    limit=wanted,
+                    overall=overall,
+                )
+
+            try:
+                claimed = await self._write(claim)
+            except QueueUnavailable:
+                if leases:
+                    return leases
+                raise
+            self._seen[lane] = claimed.changes
+            leases += claimed.leases
+            if not claimed.is_cut_short:
+                return leases
+
+    async def set_limit(self, key: str, capacity: int | None) -> None:
+        held = await self._write(lambda connection: queue_items.set_limit(connection, key, capacity))
+        while held > 0:
+            seen = await self._write(lambda connection, limit=held: queue_items.look_again(connection, key, limit))  # type: ignore[misc]
+            held = held - seen if seen else 0
+
+    async def limits(self) -> Mapping[str, int]:
+        return await self._session.read(queue_views.limits)
+
+    async def held_by(self, execution_ids: Sequence[str]) -> Mapping[str, Limit]:
+        def held_by(connection: sqlite3.Connection) -> Mapping[str, Limit]:
+            with snapshot(connection):
+                return queue_views.held_by(connection, execution_ids, self._clock())
+
+        return await self._session.read(held_by)
 
     async def assign(self, lease: Lease, offers: Sequence[tuple[str, int]]) -> str | None:
         return await self._write(lambda connection: queue_items.assign(connection, lease, offers))
 
     async def loads(self, lane: str) -> Mapping[str, int]:
-        return await self._session.read(lambda connection: queue_items.loads(connection, lane))
+        return await self._session.read(lambda connection: queue_views.loads(connection, lane))
 
     async def renew(self, leases: Sequence[Lease], lease_seconds: float) -> Renewal:
         return await self._write(
@@ -89,23 +132,23 @@ class SqliteQueue(Queue):
         return await self._write(lambda connection: queue_items.cancel(connection, execution_id))
 
     async def contains(self, execution_ids: Sequence[str]) -> frozenset[str]:
-        return await self._session.read(lambda connection: queue_items.contains(connection, execution_ids))
+        return await self._session.read(lambda connection: queue_views.contains(connection, execution_ids))
 
     async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
         await self._write(lambda connection: queue_items.promote(connection, lane, self._clock()))
-        return await self._session.read(lambda connection: queue_items.peek(connection, lane, limit))
+        return await self._session.read(lambda connection: queue_views.peek(connection, lane, limit))
 
     async def stats(self) -> Mapping[str, LaneStats]:
         def stats(connection: sqlite3.Connection) -> Mapping[str, LaneStats]:
             with snapshot(connection):
-                return queue_items.stats(connection, self._clock())
+                return queue_views.stats(connection, self._clock())
 
         return await self._session.read(stats)
 
     async def wait(self, lanes: Sequence[str], timeout: float) -> None:
-        def lane_state(connection: sqlite3.Connection) -> queue_items.LaneState:
+        def lane_state(connection: sqlite3.Connection) -> queue_views.LaneState:
             with snapshot(connection):
-                return queue_items.lane_state(connection, lanes)
+                return queue_views.lane_state(connection, lanes)
 
         wakeups, waiter = self._wakeups, LaneWaiter(lanes, self._clock)
         wakeups.add_waiter(waiter)
@@ -124,12 +167,14 @@ class SqliteQueue(Queue):
             wakeups.remove_waiter(waiter)
 
     async def needs_rebuild(self) -> bool:
-        return await self._session.read(queue_items.needs_rebuild)
+        return await self._session.read(queue_views.needs_rebuild)
 
     async def restore_leases(self, leases: Sequence[Lease], lease_seconds: float) -> None:
-        await self._write(
-            lambda connection: queue_items.restore_leases(connection, leases, self._clock() + lease_seconds)
-        )
+        def restore(connection: sqlite3.Connection) -> None:
+            now = self._clock()
+            queue_items.restore_leases(connection, leases, now, now + lease_seconds)
+
+        await self._write(restore)
         self._wakeups.lanes_changed(lease.item.lane for lease in leases)
 
     async def rebuilt(self) -> None:

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, QueueItem, Renewal
+from fastlane_core.builtin.sqlite.queue_limits import (
+    HOLD,
+    REMOVE_ITEM_LIMITS,
+    SEND_SOME_BACK,
+    SET_CAPACITY,
+    UNSET_CAPACITY,
+    Judge,
+    limits_of,
+    set_item_limits,
+)
+from fastlane_core.builtin.sqlite.queue_views import FIND_LANE, Row, item_of
+from fastlane_core.contracts.queue import AGEING_SECONDS, Cancelled, Lease, Limit, QueueItem, Renewal
 from fastlane_core.errors import LeaseLost
 
 #: Delayed items made claimable in one go.
 _PROMOTED_AT_ONCE = 5_000
-
-#: A row as the sqlite3 module gives it.
-Row: TypeAlias = tuple[Any, ...]
+#: Items held, and let go, in one go; and rows read to find one that is not to be held.
+_HELD_AT_ONCE = 1_000
+_LOOKED_AT_ONCE = 200
 
 ADD_LANE = "INSERT INTO lanes (name) VALUES (?) ON CONFLICT DO NOTHING"
-FIND_LANE = """
-    SELECT number, delayed, leased, changes, EXISTS (SELECT 1 FROM rebuilt) FROM lanes WHERE name = ?
-"""
 ADD_ITEM = """
-    INSERT INTO items (execution_id, task_id, lane, priority, due_at, state)
-    VALUES (?, ?, (SELECT number FROM lanes WHERE name = ?), ?, ?, ?) ON CONFLICT DO NOTHING
+    INSERT INTO items (execution_id, task_id, lane, priority, due_at, rank, state)
+    VALUES (?, ?, (SELECT number FROM lanes WHERE name = ?), ?, ?, ?, ?) ON CONFLICT DO NOTHING
+"""
+ADD_LIMITED_ITEM = """
+    INSERT INTO items (execution_id, task_id, lane, priority, due_at, rank, state, limited, held_by)
+    VALUES (?, ?, (SELECT number FROM lanes WHERE name = ?), ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING number
 """
 ADD_LEASE = """
-    INSERT INTO items (execution_id, task_id, lane, priority, due_at, state, worker, token, place, expires_at)
-    VALUES (?, ?, (SELECT number FROM lanes WHERE name = ?), ?, ?, 'leased', ?, ?, ?, ?) ON CONFLICT DO NOTHING
+    INSERT INTO items
+        (execution_id, task_id, lane, priority, due_at, rank, state, limited, worker, token, place, expires_at)
+    VALUES (?, ?, (SELECT number FROM lanes WHERE name = ?), ?, ?, ?, 'leased', ?, ?, ?, ?, ?)
+    ON CONFLICT DO NOTHING RETURNING number
+"""
+CHANGE_LIMITED = """
+    UPDATE items SET limited = ?, state = iif(state = 'held', 'waiting', state), held_by = NULL WHERE number = ?
 """
 PROMOTE = """
     UPDATE items SET state = 'waiting' WHERE number IN (
@@ -36,19 +54,17 @@ PROMOTE = """
 ADOPT = """
     UPDATE items SET worker = ?, token = lower(hex(randomblob(16))), expires_at = ? WHERE number IN (
         SELECT number FROM items WHERE lane = ? AND state = 'leased' AND expires_at <= ? ORDER BY expires_at LIMIT ?
-    ) RETURNING number, execution_id, task_id, priority, due_at, token, place
+    ) RETURNING number, execution_id, task_id, limited, priority, due_at, token, place
 """
-GRANT = """
-    UPDATE items SET state = 'leased', worker = ?, token = lower(hex(randomblob(16))), expires_at = ? WHERE number IN (
-        SELECT number FROM items WHERE lane = ? AND state = 'waiting' ORDER BY priority DESC, number LIMIT ?
-    ) RETURNING number, execution_id, task_id, priority, due_at, token, place
+NEXT_WAITING = """
+    SELECT number, execution_id, task_id, limited, priority, due_at FROM items WHERE lane = ? AND state = 'waiting'
+    ORDER BY rank, number LIMIT ?
 """
-FIND_ITEM = "SELECT number, state, token, place, lane FROM items WHERE execution_id = ?"
+GRANT = "UPDATE items SET state = 'leased', worker = ?, token = ?, expires_at = ? WHERE number = ?"
+COUNT_HELD = "SELECT count(*) FROM (SELECT 1 FROM items WHERE state = 'held' AND held_by = ? LIMIT ?)"
+COUNT_LEASES = "SELECT sum(leased) FROM lanes"
+FIND_ITEM = "SELECT number, state, token, place, lane, task_id, limited FROM items WHERE execution_id = ?"
 COUNT_PLACE = "SELECT count(*) FROM items WHERE lane = ? AND state = 'leased' AND place = ?"
-COUNT_PLACES = """
-    SELECT place, count(*) FROM items
-    WHERE lane = (SELECT number FROM lanes WHERE name = ?) AND state = 'leased' AND place IS NOT NULL GROUP BY place
-"""
 SET_PLACE = "UPDATE items SET place = ? WHERE number = ?"
 RENEW = "UPDATE items SET expires_at = ? WHERE execution_id = ? AND token = ? RETURNING stop"
 HAND_OVER = "UPDATE items SET expires_at = ? WHERE execution_id = ? AND token = ? RETURNING lane"
@@ -60,19 +76,7 @@ RELEASE = """
 TOUCH_LANE = "UPDATE lanes SET changes = changes + 1 WHERE number = ?"
 TOUCH_LANES = "UPDATE lanes SET changes = changes + 1"
 ASK_TO_STOP = "UPDATE items SET stop = 1 WHERE number = ?"
-IS_PRESENT = "SELECT 1 FROM items WHERE execution_id = ?"
-IS_REBUILT = "SELECT 1 FROM rebuilt"
 MARK_REBUILT = "INSERT INTO rebuilt VALUES (1) ON CONFLICT DO NOTHING"
-PEEK = """
-    SELECT execution_id, task_id, priority, due_at FROM items
-    WHERE lane = (SELECT number FROM lanes WHERE name = ?) AND state = 'waiting'
-    ORDER BY priority DESC, number LIMIT ?
-"""
-LIST_LANES = "SELECT number, name, waiting, delayed, leased FROM lanes"
-COUNT_DUE = "SELECT count(*) FROM items WHERE lane = ? AND state = 'delayed' AND due_at <= ?"
-NEXT_DUE = "SELECT min(due_at) FROM items WHERE lane = ? AND state = 'delayed' AND due_at > ?"
-FIRST_DUE = "SELECT min(due_at) FROM items WHERE lane = ? AND state = 'delayed'"
-FIRST_EXPIRY = "SELECT min(expires_at) FROM items WHERE lane = ? AND state = 'leased'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,31 +86,53 @@ class Claimed:
     leases: Sequence[Lease]
     #: Changes of the lane that it has seen.
     changes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LaneState:
-    """What a waiter needs to know of its lanes."""
-
-    changes: Mapping[str, int]
-    #: When something becomes claimable by the passing of time; None for never.
-    at: float | None
+    #: Whether there may be more to give, behind what it found to be held.
+    is_cut_short: bool = False
 
 
 def put(connection: sqlite3.Connection, items: Sequence[QueueItem], now: float) -> None:
-    """Add those that are not there."""
+    """Add those that are not there, and bring the limits of those that wait up to date."""
     _add_lanes(connection, {item.lane for item in items})
+    judge = Judge(connection)
+    if judge.is_needed or any(item.limits for item in items):
+        # In the order in which they are to be granted: further ones of a key are held at once.
+        for item in sorted(items, key=lambda item: -item.priority):
+            _put_limited(connection, judge, item, now)
+        return
     connection.executemany(
-        ADD_ITEM,
-        [
-            (each.execution_id, each.task_id, each.lane, each.priority, each.due_at, _waiting_state(each.due_at, now))
-            for each in items
-        ],
+        ADD_ITEM, [(*_about(item, now), "waiting" if item.due_at <= now else "delayed") for item in items]
     )
 
 
+def _put_limited(connection: sqlite3.Connection, judge: Judge, item: QueueItem, now: float) -> None:
+    state, held_by = "delayed", None
+    keys = judge.keys(item.task_id, item.limits)
+    if item.due_at <= now:
+        blocking = judge.blocking(item.task_id, keys)
+        state, held_by = ("waiting", None) if blocking is None else ("held", blocking.name)
+    row = connection.execute(ADD_LIMITED_ITEM, (*_about(item, now), state, bool(item.limits), held_by)).fetchone()
+    if row is not None:
+        set_item_limits(connection, row[0], item.limits, leased=False)
+        if state == "waiting":
+            judge.take(keys)
+        return
+    number, state, *_, limited = connection.execute(FIND_ITEM, (item.execution_id,)).fetchone()
+    if state != "leased" and limits_of(connection, number, limited) != item.limits:
+        connection.execute(REMOVE_ITEM_LIMITS, (number,))
+        set_item_limits(connection, number, item.limits, leased=False)
+        connection.execute(CHANGE_LIMITED, (bool(item.limits), number))
+
+
 def claim(
-    connection: sqlite3.Connection, lane: str, worker: str, capacity: int, limit: int, now: float, expires_at: float
+    connection: sqlite3.Connection,
+    lane: str,
+    worker: str,
+    now: float,
+    expires_at: float,
+    *,
+    capacity: int,
+    limit: int,
+    overall: int | None = None,
 ) -> Claimed:
     """Adopt leases that ran out, then lease what waits."""
     row = connection.execute(FIND_LANE, (lane,)).fetchone()
@@ -120,21 +146,59 @@ def claim(
     leases: list[Lease] = []
     if leased and limit > 0:
         rows = connection.execute(ADOPT, (worker, expires_at, number, now, limit)).fetchall()
-        leases += [_lease(each, lane, worker, adopted=True) for each in sorted(rows)]
+        leases += [
+            _lease(connection, about, lane, worker, token, adopted=True, place=place)
+            for *about, token, place in sorted(rows)
+        ]
     free = min(limit - len(leases), capacity - leased)
+    if overall is not None:
+        free = min(free, overall - connection.execute(COUNT_LEASES).fetchone()[0])
+    held = 0
     if free > 0:
-        rows = connection.execute(GRANT, (worker, expires_at, number, free)).fetchall()
-        # An UPDATE returns its rows in no particular order.
-        rows.sort(key=lambda each: (-each[3], each[0]))
-        leases += [_lease(each, lane, worker, adopted=False) for each in rows]
-    return Claimed(leases=leases, changes=changes)
+        judge = Judge(connection)
+        while free > 0 and held < _HELD_AT_ONCE:
+            rows = connection.execute(NEXT_WAITING, (number, free + min(held, _LOOKED_AT_ONCE))).fetchall()
+            if not rows:
+                break
+            granted, held_now = _pick(connection, judge, rows, free)
+            held += held_now
+            free -= len(granted)
+            tokens = [secrets.token_hex(16) for _ in granted]
+            about_leases = list(zip(granted, tokens, strict=True))
+            connection.executemany(GRANT, [(worker, token, expires_at, row[0]) for row, token in about_leases])
+            leases += [_lease(connection, row, lane, worker, token, adopted=False) for row, token in about_leases]
+    return Claimed(leases=leases, changes=changes, is_cut_short=free > 0 and held >= _HELD_AT_ONCE)
+
+
+def _pick(connection: sqlite3.Connection, judge: Judge, rows: Sequence[Row], free: int) -> tuple[Sequence[Row], int]:
+    """Those of the waiting items that are to be granted, and how many had to be held."""
+    if not judge.is_needed:
+        return rows[:free], 0
+    picked: list[Row] = []
+    held = 0
+    for row in rows:
+        if len(picked) == free:
+            break
+        number, _, task_id, limited = row[:4]
+        keys = judge.keys(task_id, limits_of(connection, number, limited))
+        blocking = judge.blocking(task_id, keys)
+        if blocking is None:
+            judge.take(keys)
+            picked.append(row)
+        else:
+            connection.execute(HOLD, (blocking.name, number))
+            held += 1
+            # It was there to use the room under the wider ones; another may.
+            judge.wake(keys[keys.index(blocking) + 1 :])
+    return picked, held
 
 
 def assign(connection: sqlite3.Connection, lease: Lease, offers: Sequence[tuple[str, int]]) -> str | None:
     """Give the lease a place with room. Raises LeaseLost."""
-    number, place, lane = _held(connection, lease)
+    found = connection.execute(FIND_ITEM, (lease.item.execution_id,)).fetchone()
+    number, _, _, place, lane, *_ = _check(found, lease)
     if place is not None and any(offered == place for offered, _ in offers):
-        return place
+        return str(place)
     for offered, capacity in offers:
         (taken,) = connection.execute(COUNT_PLACE, (lane, offered)).fetchone()
         if taken < capacity:
@@ -157,16 +221,19 @@ def renew(connection: sqlite3.Connection, leases: Sequence[Lease], expires_at: f
 
 def ack(connection: sqlite3.Connection, lease: Lease) -> None:
     """Remove the item, if it is there. Raises LeaseLost."""
-    if connection.execute(FIND_ITEM, (lease.item.execution_id,)).fetchone() is not None:
-        connection.execute(REMOVE, (_held(connection, lease)[0],))
+    row = connection.execute(FIND_ITEM, (lease.item.execution_id,)).fetchone()
+    if row is not None:
+        _check(row, lease)
+        _remove(connection, row)
 
 
 def release(connection: sqlite3.Connection, lease: Lease, now: float, due_at: float) -> None:
     """Put the item back, if it was not. Raises LeaseLost."""
     row = connection.execute(FIND_ITEM, (lease.item.execution_id,)).fetchone()
     if row is None or row[1] == "leased":
-        number = _held(connection, lease)[0]
-        connection.execute(RELEASE, (_waiting_state(due_at, now), due_at, number))
+        number, *_, task_id, limited = _check(row, lease)
+        connection.execute(RELEASE, ("waiting" if due_at <= now else "delayed", due_at, number))
+        _wake(connection, task_id, limits_of(connection, number, limited))
 
 
 def hand_over(connection: sqlite3.Connection, leases: Sequence[Lease], now: float) -> None:
@@ -186,37 +253,40 @@ def cancel(connection: sqlite3.Connection, execution_id: str) -> Cancelled:
     if state == "leased":
         connection.execute(ASK_TO_STOP, (number,))
         return Cancelled.LEASED
-    connection.execute(REMOVE, (number,))
+    _remove(connection, row)
     return Cancelled.REMOVED
 
 
-def restore_leases(connection: sqlite3.Connection, leases: Sequence[Lease], expires_at: float) -> None:
+def set_limit(connection: sqlite3.Connection, key: str, capacity: int | None) -> int:
+    """Set or lift what holds for a key, and return how many of those held by it are to be looked at again."""
+    if capacity is None:
+        connection.execute(UNSET_CAPACITY, (key,))
+    else:
+        connection.execute(SET_CAPACITY, (key, capacity))
+    (held,) = connection.execute(COUNT_HELD, (key, -1 if capacity is None else capacity)).fetchone()
+    return int(held)
+
+
+def look_again(connection: sqlite3.Connection, key: str, limit: int) -> int:
+    """Let claims meet up to `limit` of what the key holds, a bounded number at a time; returns how many."""
+    return connection.execute(SEND_SOME_BACK, (key, min(limit, _HELD_AT_ONCE))).rowcount
+
+
+def restore_leases(connection: sqlite3.Connection, leases: Sequence[Lease], now: float, expires_at: float) -> None:
     """Add leases of executions that are not there."""
     _add_lanes(connection, {lease.item.lane for lease in leases})
     for lease in leases:
         item = lease.item
-        about_item = (item.execution_id, item.task_id, item.lane, item.priority, item.due_at)
-        connection.execute(ADD_LEASE, (*about_item, lease.worker, lease.token, lease.place, expires_at))
+        about_lease = (bool(item.limits), lease.worker, lease.token, lease.place, expires_at)
+        row = connection.execute(ADD_LEASE, (*_about(item, now), *about_lease)).fetchone()
+        if row is not None:
+            set_item_limits(connection, row[0], item.limits, leased=True)
 
 
 def mark_rebuilt(connection: sqlite3.Connection) -> None:
     """Grant from now on."""
     if connection.execute(MARK_REBUILT).rowcount:
         connection.execute(TOUCH_LANES)
-
-
-def needs_rebuild(connection: sqlite3.Connection) -> bool:
-    """Whether `mark_rebuilt` was never called on this file."""
-    return connection.execute(IS_REBUILT).fetchone() is None
-
-
-def contains(connection: sqlite3.Connection, execution_ids: Sequence[str]) -> frozenset[str]:
-    """Those of the ids that are there."""
-    return frozenset(
-        execution_id
-        for execution_id in execution_ids
-        if connection.execute(IS_PRESENT, (execution_id,)).fetchone() is not None
-    )
 
 
 def promote(connection: sqlite3.Connection, lane: str, now: float) -> None:
@@ -226,71 +296,45 @@ def promote(connection: sqlite3.Connection, lane: str, now: float) -> None:
         connection.execute(PROMOTE, (row[0], now, _PROMOTED_AT_ONCE))
 
 
-def peek(connection: sqlite3.Connection, lane: str, limit: int) -> Sequence[QueueItem]:
-    """What would be granted next."""
-    return [
-        QueueItem(execution_id=execution_id, task_id=task_id, lane=lane, priority=priority, due_at=due_at)
-        for execution_id, task_id, priority, due_at in connection.execute(PEEK, (lane, limit))
-    ]
-
-
-def loads(connection: sqlite3.Connection, lane: str) -> Mapping[str, int]:
-    """Leases by place."""
-    return dict(connection.execute(COUNT_PLACES, (lane,)).fetchall())
-
-
-def stats(connection: sqlite3.Connection, now: float) -> Mapping[str, LaneStats]:
-    """Every lane that holds anything; the caller's transaction makes the numbers fit together."""
-    found = {}
-    for number, name, waiting, delayed, leased in connection.execute(LIST_LANES).fetchall():
-        if waiting or delayed or leased:
-            (due,) = connection.execute(COUNT_DUE, (number, now)).fetchone() if delayed else (0,)
-            (next_due_at,) = connection.execute(NEXT_DUE, (number, now)).fetchone() if delayed else (None,)
-            found[name] = LaneStats(
-                waiting=waiting + due,
-                delayed=delayed - due,
-                leased=leased,
-                next_due_at=next_due_at,
-                places=loads(connection, name) if leased else {},
-            )
-    return found
-
-
-def lane_state(connection: sqlite3.Connection, lanes: Collection[str]) -> LaneState:
-    """What a waiter compares."""
-    changes = {}
-    times = []
-    for lane in lanes:
-        row = connection.execute(FIND_LANE, (lane,)).fetchone()
-        if row is None:
-            changes[lane] = 0
-            continue
-        number, _, _, changes[lane], rebuilt = row
-        if rebuilt:
-            times += connection.execute(FIRST_DUE, (number,)).fetchone()
-            times += connection.execute(FIRST_EXPIRY, (number,)).fetchone()
-    return LaneState(changes=changes, at=min((time for time in times if time is not None), default=None))
-
-
 def _add_lanes(connection: sqlite3.Connection, lanes: Collection[str]) -> None:
     connection.executemany(ADD_LANE, [(lane,) for lane in lanes])
 
 
-def _held(connection: sqlite3.Connection, lease: Lease) -> tuple[int, str | None, int]:
-    """Number, place and lane's number of the item. Raises LeaseLost unless the lease is the current one."""
-    row = connection.execute(FIND_ITEM, (lease.item.execution_id,)).fetchone()
+def _about(item: QueueItem, now: float) -> tuple[str, str, str, int, float, float]:
+    rank = max(now, item.due_at) - AGEING_SECONDS * item.priority
+    return item.execution_id, item.task_id, item.lane, item.priority, item.due_at, rank
+
+
+def _check(row: Row | None, lease: Lease) -> Row:
+    """The item's row. Raises LeaseLost unless the lease is the current one."""
     if row is None or row[1] != "leased" or row[2] != lease.token:
         state = "is not in the queue" if row is None else f"is {row[1]}, not by this lease"
         raise LeaseLost(f"{lease.worker} lost its lease: the execution {lease.item.execution_id} {state}")
-    number, _, _, place, lane = row
-    return number, place, lane
+    return row
 
 
-def _waiting_state(due_at: float, now: float) -> str:
-    return "waiting" if due_at <= now else "delayed"
+def _remove(connection: sqlite3.Connection, row: Row) -> None:
+    number, *_, task_id, limited = row
+    limits = limits_of(connection, number, limited)
+    connection.execute(REMOVE, (number,))
+    _wake(connection, task_id, limits)
 
 
-def _lease(row: Row, lane: str, worker: str, *, adopted: bool) -> Lease:
-    _, execution_id, task_id, priority, due_at, token, place = row
-    item = QueueItem(execution_id=execution_id, task_id=task_id, lane=lane, priority=priority, due_at=due_at)
-    return Lease(item=item, worker=worker, token=token, adopted=adopted, place=place)
+def _wake(connection: sqlite3.Connection, task_id: str, limits: Sequence[Limit]) -> None:
+    """Somebody may use what an item of these keys does not use any more, or will not use."""
+    judge = Judge(connection)
+    if judge.is_needed:
+        judge.wake(judge.keys(task_id, limits))
+
+
+def _lease(
+    connection: sqlite3.Connection,
+    row: Sequence[Any],
+    lane: str,
+    worker: str,
+    token: str,
+    *,
+    adopted: bool,
+    place: str | None = None,
+) -> Lease:
+    return Lease(item=item_of(connection, row, lane), worker=worker, token=token, adopted=adopted, place=place)

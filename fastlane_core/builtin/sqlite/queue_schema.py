@@ -1,7 +1,7 @@
 """Tables of the queue.
 
-An item is one row for its whole stay: waiting, delayed or leased. Each state has an index of its own that holds
-nothing else, so a claim costs the same however many items wait, are delayed, or are leased in other lanes.
+An item is one row for its whole stay: waiting, delayed, held or leased. Each state has an index of its own that holds
+nothing else, so a claim costs the same however many items wait, are delayed or held, or are leased in other lanes.
 """
 
 from __future__ import annotations
@@ -82,6 +82,79 @@ QUEUE_SCHEMA = Schema(
             # Holds a row once the queue was filled from storage; a new or emptied file has none.
             "CREATE TABLE rebuilt (number INTEGER PRIMARY KEY)",
             "CREATE TABLE topics (sequence INTEGER PRIMARY KEY, origin TEXT NOT NULL, topic TEXT NOT NULL)",
+        ),
+        (
+            # `rank` is the order within a lane: a time, less what the priority is worth. `held_by` is a key.
+            "ALTER TABLE items ADD COLUMN rank REAL NOT NULL DEFAULT 0",
+            "ALTER TABLE items ADD COLUMN limited INTEGER NOT NULL DEFAULT 0",
+            "ALTER TABLE items ADD COLUMN held_by TEXT",
+            "ALTER TABLE lanes ADD COLUMN held INTEGER NOT NULL DEFAULT 0",
+            "UPDATE items SET rank = max(due_at, CAST(strftime('%s', 'now') AS REAL)) - 600 * priority",
+            "DROP INDEX items_waiting",
+            "CREATE INDEX items_waiting ON items (lane, rank) WHERE state = 'waiting'",
+            "CREATE INDEX items_held ON items (held_by, rank) WHERE state = 'held'",
+            "CREATE INDEX items_held_in_lane ON items (lane, rank) WHERE state = 'held'",
+            # Counts the leases of a task; those under other keys are counted below.
+            "CREATE INDEX items_leased_of_task ON items (task_id) WHERE state = 'leased'",
+            """
+            CREATE TABLE item_limits (
+                item INTEGER NOT NULL,
+                position INTEGER NOT NULL,
+                key TEXT NOT NULL,
+                capacity INTEGER NOT NULL,
+                leased INTEGER NOT NULL,
+                PRIMARY KEY (item, position)
+            ) WITHOUT ROWID
+            """,
+            "CREATE INDEX item_limits_leased ON item_limits (key) WHERE leased",
+            "CREATE TABLE capacities (key TEXT PRIMARY KEY, capacity INTEGER NOT NULL) WITHOUT ROWID",
+            "DROP TRIGGER item_added",
+            """
+            CREATE TRIGGER item_added AFTER INSERT ON items BEGIN
+                UPDATE lanes SET
+                    waiting = waiting + (NEW.state = 'waiting'),
+                    delayed = delayed + (NEW.state = 'delayed'),
+                    held = held + (NEW.state = 'held'),
+                    leased = leased + (NEW.state = 'leased'),
+                    changes = changes + (NEW.state <> 'held')
+                WHERE number = NEW.lane;
+            END
+            """,
+            "DROP TRIGGER item_changed",
+            """
+            CREATE TRIGGER item_changed AFTER UPDATE OF state ON items BEGIN
+                UPDATE lanes SET
+                    waiting = waiting + (NEW.state = 'waiting') - (OLD.state = 'waiting'),
+                    delayed = delayed + (NEW.state = 'delayed') - (OLD.state = 'delayed'),
+                    held = held + (NEW.state = 'held') - (OLD.state = 'held'),
+                    leased = leased + (NEW.state = 'leased') - (OLD.state = 'leased'),
+                    changes = changes + (OLD.state IN ('leased', 'held'))
+                WHERE number = NEW.lane;
+            END
+            """,
+            "DROP TRIGGER item_removed",
+            """
+            CREATE TRIGGER item_removed AFTER DELETE ON items BEGIN
+                UPDATE lanes SET
+                    waiting = waiting - (OLD.state = 'waiting'),
+                    delayed = delayed - (OLD.state = 'delayed'),
+                    held = held - (OLD.state = 'held'),
+                    leased = leased - (OLD.state = 'leased'),
+                    changes = changes + (OLD.state = 'leased')
+                WHERE number = OLD.lane;
+            END
+            """,
+            """
+            CREATE TRIGGER limited_item_changed AFTER UPDATE OF state ON items
+            WHEN NEW.limited AND (NEW.state = 'leased') <> (OLD.state = 'leased') BEGIN
+                UPDATE item_limits SET leased = (NEW.state = 'leased') WHERE item = NEW.number;
+            END
+            """,
+            """
+            CREATE TRIGGER limited_item_removed AFTER DELETE ON items WHEN OLD.limited BEGIN
+                DELETE FROM item_limits WHERE item = OLD.number;
+            END
+            """,
         ),
     ),
 )
