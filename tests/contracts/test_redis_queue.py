@@ -52,6 +52,10 @@ class TestCluster(RedisQueueSuite):
     """Lanes, index and registry spread over three masters."""
 
     @pytest.fixture
+    def counts_over_lanes(self) -> bool:
+        return False
+
+    @pytest.fixture
     def build_queue(self, redis_cluster: ClusterGroup) -> BuildQueue:
         deployment = new_id()
         return lambda: redis_queue(redis_cluster.url, deployment)

@@ -6,18 +6,16 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import quote, unquote
 
 from fastlane_core.builtin.redis.index import CHUNK, Entry, chunks
 from fastlane_core.builtin.redis.keys import INDEX_SHARDS, Keys, shard_of
 from fastlane_core.builtin.redis.servers import Reply, Servers
-from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, QueueItem
+from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, Limit, QueueItem
 from fastlane_core.errors import LeaseLost, QueueUnavailable
 
 #: Leases granted, and items peeked at, by one call: it holds up the server for some milliseconds at most.
 _AT_ONCE: Final = 1_000
-#: As in lane.lua.
-_HIGHEST_PRIORITY: Final = 9
-_SEQUENCES: Final = 2**49
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +74,9 @@ class Lanes:
         reply = await self._run("restore", lane, *arguments)
         return _added([(lease.item, placement) for lease, placement in leases], reply)
 
-    async def claim(self, lane: str, *, worker: str, capacity: int, limit: int, lease_seconds: float) -> Claimed:
+    async def claim(
+        self, lane: str, *, worker: str, capacity: int, limit: int, lease_seconds: float, overall: int | None
+    ) -> Claimed:
         """Adopt leases that ran out, then lease what waits."""
         leases: list[Lease] = []
         changes = 0
@@ -84,13 +84,15 @@ class Lanes:
             wanted = min(limit - len(leases), _AT_ONCE)
             call = uuid.uuid4().hex
             try:
-                changes, *found = await self._run("claim", lane, capacity, wanted, lease_seconds, call)
+                changes, goes_on, *found = await self._run(
+                    "claim", lane, capacity, wanted, lease_seconds, call, "" if overall is None else overall
+                )
             except QueueUnavailable:
                 if leases:
                     break
                 raise
             leases += [_lease(lane, worker, call, each) for each in found]
-            if len(found) < wanted or len(leases) >= limit:
+            if (len(found) < wanted and not goes_on) or len(leases) >= limit:
                 break
         return Claimed(leases=leases, changes=changes)
 
@@ -164,17 +166,48 @@ class Lanes:
         return frozenset(found)
 
     async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
-        """What would be granted next."""
+        """What would be granted next, then some of what is held."""
         found = await self._run("peek", lane, min(limit, _AT_ONCE)) if limit > 0 else []
         return [_item(lane, execution_id, record) for execution_id, record in found]
 
+    async def held_by(self, lane: str, execution_ids: Sequence[str]) -> Mapping[str, Limit]:
+        """The limit that keeps an execution waiting, for those that one keeps."""
+        found: dict[str, Limit] = {}
+        for ids in chunks(execution_ids, CHUNK):
+            for each, limit in zip(ids, await self._run("held_by", lane, *ids), strict=True):
+                if limit:
+                    found[each] = Limit(key=unquote(limit[0].decode()), capacity=limit[1])
+        return found
+
+    async def set_limit(self, lane: str, key: str, capacity: int | None) -> None:
+        """Set or lift what holds for a key: in this lane, or in all where one server holds everything."""
+        held = await self._run("set_limit", lane, _quoted(key), "" if capacity is None else capacity)
+        while held > 0:
+            sent_back = await self._run("look_again", lane, _quoted(key), held)
+            held = held - sent_back if sent_back else 0
+
+    async def set_registered_limit(self, key: str, capacity: int | None) -> None:
+        """Set or lift what holds for a key in lanes that are new."""
+        name, quoted = self._keys.capacities, _quoted(key)
+        if capacity is None:
+            await self._servers.call(lambda client, _: client.execute_command("HDEL", name, quoted))
+        else:
+            await self._servers.call(lambda client, _: client.execute_command("HSET", name, quoted, capacity))
+
+    async def limits(self) -> Mapping[str, int]:
+        """What was set for keys."""
+        name = self._keys.capacities
+        found = await self._servers.call(lambda client, _: client.execute_command("HGETALL", name))
+        return {unquote(key): capacity for key, capacity in _places(found).items()}
+
     async def stats(self, lane: str) -> LaneStats:
         """The lane, counted."""
-        waiting, delayed, leased, due, places = await self._run("stats", lane)
+        waiting, delayed, leased, due, places, held = await self._run("stats", lane)
         return LaneStats(
             waiting=waiting,
             delayed=delayed,
             leased=leased,
+            held=held,
             next_due_at=float(due) if due else None,
             places=_places(places),
         )
@@ -198,7 +231,8 @@ class Lanes:
 
 
 def _about(item: QueueItem, placement: str) -> list[str]:
-    return [item.execution_id, str(item.priority), repr(item.due_at), placement, item.task_id]
+    limits = ",".join(f"{_quoted(limit.key)}={limit.capacity}" for limit in item.limits) or "-"
+    return [item.execution_id, str(item.priority), repr(item.due_at), placement, limits, _quoted(item.task_id)]
 
 
 def _added(items: Sequence[tuple[QueueItem, str]], reply: Reply) -> Added:
@@ -208,14 +242,21 @@ def _added(items: Sequence[tuple[QueueItem, str]], reply: Reply) -> Added:
 
 
 def _item(lane: str, execution_id: bytes, record: bytes) -> QueueItem:
-    score, due, _, task = record.split(b" ", 3)
+    _, due, _, priority, limits, task = record.decode().split(" ")
+    pairs = [] if limits == "-" else [each.split("=") for each in limits.split(",")]
     return QueueItem(
         execution_id=execution_id.decode(),
-        task_id=task.decode(),
+        task_id=unquote(task),
         lane=lane,
-        priority=_HIGHEST_PRIORITY - int(score) // _SEQUENCES,
+        priority=int(priority),
         due_at=float(due),
+        limits=tuple(Limit(key=unquote(key), capacity=int(capacity)) for key, capacity in pairs),
     )
+
+
+def _quoted(text: str) -> str:
+    """Without spaces, and without what separates limits in a record."""
+    return quote(text, safe=":/")
 
 
 def _lease(lane: str, worker: str, call: str, found: Reply) -> Lease:

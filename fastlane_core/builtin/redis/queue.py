@@ -16,7 +16,7 @@ from fastlane_core.builtin.redis.lanes import Added, Lanes
 from fastlane_core.builtin.redis.rebuilding import Rebuilding
 from fastlane_core.builtin.redis.servers import OLDEST_SERVER, ConnectionOptions, Servers, end_task
 from fastlane_core.builtin.redis.wakeups import Wakeups
-from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, Queue, QueueItem, Renewal, Subscription
+from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, Limit, Queue, QueueItem, Renewal, Subscription
 from fastlane_core.errors import QueueUnavailable
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,8 @@ class RedisQueue(Queue):
         """`upkeep_seconds`: time between looks at a part of the index for entries that lead nowhere."""
         self._options = options
         self._servers = Servers(options)
-        keys = self._keys = Keys(deployment_id)
+        self.counts_overall = self._servers.holds_all
+        keys = self._keys = Keys(deployment_id, together=self._servers.holds_all)
         self._index = ExecutionIndex(self._servers, keys)
         self._lanes = Lanes(self._servers, keys)
         self._rebuilding = Rebuilding(self._servers, keys, self._lanes, self._index)
@@ -65,16 +66,46 @@ class RedisQueue(Queue):
         await self._servers.close()
 
     async def put(self, items: Sequence[QueueItem]) -> None:
+        # In the order in which they are to be granted: further ones of a limited key are held at once.
+        items = sorted(items, key=lambda item: -item.priority)
         await self._add(await self._put_at_once(items) if self._servers.holds_all else items, self._lanes.put)
 
     async def claim(
-        self, lane: str, *, worker: str, capacity: int, limit: int, lease_seconds: float
+        self,
+        lane: str,
+        *,
+        worker: str,
+        capacity: int,
+        limit: int,
+        lease_seconds: float,
+        overall: int | None = None,
     ) -> Sequence[Lease]:
         claimed = await self._lanes.claim(
-            lane, worker=worker, capacity=capacity, limit=limit, lease_seconds=lease_seconds
+            lane, worker=worker, capacity=capacity, limit=limit, lease_seconds=lease_seconds, overall=overall
         )
         self._seen[lane] = claimed.changes
         return claimed.leases
+
+    async def set_limit(self, key: str, capacity: int | None) -> None:
+        if self._servers.holds_all:
+            await self._lanes.set_limit("", key, capacity)
+            return
+        # First where lanes that are new look.
+        await self._lanes.set_registered_limit(key, capacity)
+        for lane in await self._rebuilding.lanes():
+            await self._lanes.set_limit(lane, key, capacity)
+
+    async def limits(self) -> Mapping[str, int]:
+        return await self._lanes.limits()
+
+    async def held_by(self, execution_ids: Sequence[str]) -> Mapping[str, Limit]:
+        found = await asyncio.gather(
+            *(
+                self._lanes.held_by(lane, ids)
+                for lane, ids in _ids_by_lane(await self._index.find(execution_ids)).items()
+            )
+        )
+        return {execution_id: limit for limits in found for execution_id, limit in limits.items()}
 
     async def assign(self, lease: Lease, offers: Sequence[tuple[str, int]]) -> str | None:
         return await self._lanes.assign(lease, offers)
@@ -131,7 +162,7 @@ class RedisQueue(Queue):
         return {
             lane: stats
             for lane, stats in zip(lanes, counted, strict=True)
-            if stats.waiting or stats.delayed or stats.leased
+            if stats.waiting or stats.delayed or stats.leased or stats.held
         }
 
     async def wait(self, lanes: Sequence[str], timeout: float) -> None:
@@ -263,15 +294,19 @@ class RedisQueue(Queue):
 
     async def _present(self, entries: Mapping[str, Entry]) -> frozenset[str]:
         """Those of the executions that are where their entries say."""
-        by_lane: dict[str, list[str]] = {}
-        for execution_id, entry in entries.items():
-            by_lane.setdefault(entry.lane, []).append(execution_id)
-        found = await asyncio.gather(*(self._lanes.present(lane, ids) for lane, ids in by_lane.items()))
+        found = await asyncio.gather(*(self._lanes.present(lane, ids) for lane, ids in _ids_by_lane(entries).items()))
         return frozenset[str]().union(*found)
 
 
 def _item(record: QueueItem | Lease) -> QueueItem:
     return record if isinstance(record, QueueItem) else record.item
+
+
+def _ids_by_lane(entries: Mapping[str, Entry]) -> dict[str, list[str]]:
+    lanes: dict[str, list[str]] = {}
+    for execution_id, entry in entries.items():
+        lanes.setdefault(entry.lane, []).append(execution_id)
+    return lanes
 
 
 def _by_lane(leases: Sequence[Lease]) -> dict[str, list[Lease]]:

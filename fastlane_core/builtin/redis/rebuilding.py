@@ -46,7 +46,12 @@ class Rebuilding:
         if lane in self._known and not again:
             return
         for ready in (0, 1):
-            if await self._servers.run("registry_register", self._keys.registry, [lane, ready]):
+            registered = await self._servers.run("registry_register", self._keys.registry, [lane, ready])
+            if registered:
+                if registered > 1 and not self._servers.holds_all:
+                    # After that `set_limit` knows the lane.
+                    for key, capacity in (await self._lanes.limits()).items():
+                        await self._lanes.set_limit(lane, key, capacity)
                 break
             # Nothing of it can have been lost. Before it is registered: after that, being without a marker is a loss.
             await self._complete(self._keys.lane_state(lane))

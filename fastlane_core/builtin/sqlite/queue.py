@@ -90,6 +90,7 @@ class SqliteQueue(Queue):
         while held > 0:
             seen = await self._write(lambda connection, limit=held: queue_items.look_again(connection, key, limit))  # type: ignore[misc]
             held = held - seen if seen else 0
+        self._wakeups.lanes_changed(await self.stats())
 
     async def limits(self) -> Mapping[str, int]:
         return await self._session.read(queue_views.limits)

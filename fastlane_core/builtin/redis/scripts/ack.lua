@@ -1,6 +1,6 @@
 -- ARGV: id, token, the lane. Answers the placement of what was removed, '' when it is not there, false when the lease is
 -- lost. Where one server holds everything, KEYS end with the shard of the index, and the entry is removed here.
-local INDEX = KEYS[11]
+local INDEX = KEYS[NEXT_KEY]
 local id, lane = ARGV[2], ARGV[4]
 local entry = INDEX and redis.call('HGET', INDEX, id)
 local record = redis.call('HGET', ITEMS, id)
@@ -15,12 +15,12 @@ end
 if not holds(id, ARGV[3]) then
   return false
 end
-local _, _, placement = parse(record)
-free(id)
+local item = parse(record)
 redis.call('SREM', STOPPING, id)
 redis.call('HDEL', ITEMS, id)
-if entry == placement .. lane then
+free(id, item)
+if entry == item.placement .. lane then
   redis.call('HDEL', INDEX, id)
 end
 touch()
-return placement
+return item.placement

@@ -12,9 +12,12 @@ if redis.call('HEXISTS', TOKENS, id) == 1 then
   redis.call('SADD', STOPPING, id)
   return 'leased'
 end
+local item = parse(record)
 redis.call('ZREM', WAITING, id)
 redis.call('ZREM', DELAYED, id)
+unhold(id, item)
 redis.call('SREM', STOPPING, id)
 redis.call('HDEL', ITEMS, id)
+wake(keys_of(item))
 refuse(placement, clock())
 return 'removed'

@@ -1,8 +1,12 @@
--- ARGV: limit. Answers id and record of the items that would be granted next.
-promote(clock(), tonumber(ARGV[2]))
-local ids = redis.call('ZRANGE', WAITING, 0, tonumber(ARGV[2]) - 1)
+-- ARGV: limit. Answers id and record of the items that would be granted next, then of some that are held.
+local limit = tonumber(ARGV[2])
+promote(clock(), limit)
 local answer = {}
-for each, id in ipairs(ids) do
-  answer[each] = {id, redis.call('HGET', ITEMS, id)}
+for _, ids in ipairs({WAITING, HELD}) do
+  if #answer < limit then
+    for _, id in ipairs(redis.call('ZRANGE', ids, 0, limit - #answer - 1)) do
+      answer[#answer + 1] = {id, redis.call('HGET', ITEMS, id)}
+    end
+  end
 end
 return answer

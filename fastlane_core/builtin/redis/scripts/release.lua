@@ -11,10 +11,10 @@ if not holds(id, ARGV[3]) then
   return 0
 end
 local now = clock()
-local due = string.format('%.17g', now + tonumber(ARGV[4]))
-local score, _, placement, task = parse(record)
-free(id)
-redis.call('HSET', ITEMS, id, score .. ' ' .. due .. ' ' .. placement .. ' ' .. task)
-enqueue(id, score, due, now)
+local item = parse(record)
+item.due = string.format('%.17g', now + tonumber(ARGV[4]))
+write(id, item)
+enqueue(id, item.score, item.due, now)
+free(id, item)
 touch()
 return 1

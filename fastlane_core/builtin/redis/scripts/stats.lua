@@ -1,4 +1,5 @@
--- Answers waiting, delayed, leased, when the next delayed item is due ('' for never), and leases by place.
+-- Answers waiting, delayed, leased, when the next delayed item is due ('' for never), leases by place, and
+-- how many are held.
 local now = clock()
 local due = redis.call('ZCOUNT', DELAYED, '-inf', now)
 local following = redis.call('ZRANGEBYSCORE', DELAYED, '(' .. string.format('%.17g', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
@@ -8,4 +9,5 @@ return {
   redis.call('ZCARD', LEASES),
   following[2] or '',
   redis.call('HGETALL', PLACES),
+  redis.call('ZCARD', HELD),
 }
