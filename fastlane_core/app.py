@@ -20,6 +20,7 @@ from fastlane_core.contracts.runner import Runner
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.context import Duties, EngineOptions, WorkerContext
+from fastlane_core.engine.failures import Failures
 from fastlane_core.engine.faultpoints import Reach, pass_by
 from fastlane_core.engine.identifiers import new_id
 from fastlane_core.engine.presence import APIS_SCOPE, Identity, Presence, api_binds
@@ -80,6 +81,7 @@ class Application:
             stopping=stopping,
             replacement=JobReplacement(storage, queue, submission, stopping),
             retrying=Retrying(storage, queue, self.routing, stopping, clock),
+            failures=Failures(storage, queue, self.routing, clock),
             general=self.settings.section(GeneralSettings),
             api=self.settings.section(ApiSettings),
             hard_timeout=limits.hard_execution_timeout_seconds,

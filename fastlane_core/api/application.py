@@ -10,6 +10,7 @@ from fastlane_core.api.answers import answer_errors
 from fastlane_core.api.bodies import BoundedRequest
 from fastlane_core.api.context import EXTENSION, ApiContext
 from fastlane_core.api.executions import blueprint as executions
+from fastlane_core.api.failures import blueprint as failures
 from fastlane_core.api.follow import blueprint as follow
 from fastlane_core.api.jobs import blueprint as jobs
 from fastlane_core.api.live import FOLLOWERS, Followers
@@ -49,6 +50,18 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     guard(app, context)
     app.before_request(check_path)
     app.before_websocket(check_path)
-    for blueprint in (tasks, jobs, retries, executions, follow, pages, status, openapi, websocket, *blueprints):
+    for blueprint in (
+        tasks,
+        jobs,
+        retries,
+        failures,
+        executions,
+        follow,
+        pages,
+        status,
+        openapi,
+        websocket,
+        *blueprints,
+    ):
         app.register_blueprint(blueprint)
     return app

@@ -12,6 +12,7 @@ from quart import current_app
 
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage
+from fastlane_core.engine.failures import Failures
 from fastlane_core.engine.replacing import JobReplacement
 from fastlane_core.engine.retrying import Retrying
 from fastlane_core.engine.routing import Routing
@@ -49,6 +50,7 @@ class ApiContext:
     stopping: Stopping
     replacement: JobReplacement
     retrying: Retrying
+    failures: Failures
     general: GeneralSettings
     api: ApiSettings
     #: Longest time-out that a job may have, and that of a job which names none; seconds.

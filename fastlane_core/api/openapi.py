@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from pydantic import BaseModel
 from quart import Blueprint, Quart, Response, current_app
 from werkzeug.routing import Rule
 
 from fastlane_core.api.answers import json_answer
 from fastlane_core.api.context import current_context
+from fastlane_core.api.failures import FailureRequest, ReplayRequest
 from fastlane_core.api.payload import PayloadSchema, payload_schema
 from fastlane_core.api.retries import RetryRequest
 from fastlane_core.models import Json, JsonObject
@@ -61,7 +63,15 @@ _FOLLOW = _Operation(content="application/x-ndjson", errors=[400, 404, 503], que
 _PAGE = _Operation(content="text/html")
 #: Routes that take a job, and the names of all bodies' schemas.
 _SUBMITS = ("tasks.enqueue_job", "jobs.put_job")
-_BODIES = {**dict.fromkeys(_SUBMITS, "Job"), "retries.retry_jobs": "RetryRequest"}
+_BODIES = {
+    **dict.fromkeys(_SUBMITS, "Job"),
+    "retries.retry_jobs": "RetryRequest",
+    "failures.replay_failures": "ReplayRequest",
+    "failures.dismiss_failures": "FailureRequest",
+}
+#: Models of bodies that are no job.
+_MODELS: Sequence[type[BaseModel]] = (RetryRequest, ReplayRequest, FailureRequest)
+_REFERENCE = "#/components/schemas/{model}"
 _PRECONDITIONS = {
     "If-Match": "The ETag of an earlier answer: replaces the job only if nobody has since.",
     "If-None-Match": "`*`: makes the job only if there is none of that id.",
@@ -77,6 +87,11 @@ _OPERATIONS = {
     "jobs.job_output": _Operation(content=_TEXT, errors=[400, 404, 503]),
     "retries.retry_job": _Operation(errors=[400, 404, 409, 503], query=["force"]),
     "retries.retry_jobs": _Operation(errors=[400, 404, 413, 503]),
+    "failures.get_failures": _Operation(
+        errors=[400, 503], query=["task", "reason", "since", "until", "text", "limit", "cursor"]
+    ),
+    "failures.replay_failures": _Operation(errors=[400, 413, 503]),
+    "failures.dismiss_failures": _Operation(errors=[400, 413, 503]),
     "executions.get_job_execution": _STORED,
     "executions.stop_job_execution": _STORED,
     "executions.execution_output": _OUTPUT,
@@ -101,9 +116,12 @@ async def get_document() -> Response:
 
 def openapi_document(app: Quart, payload: PayloadSchema, version: str) -> JsonObject:
     """The description of everything that `app` serves; `payload` is that of a job."""
-    job: dict[str, Json] = payload.model.model_json_schema(ref_template="#/components/schemas/{model}")
+    job: dict[str, Json] = payload.model.model_json_schema(ref_template=_REFERENCE)
     parts = cast("dict[str, Json]", job.pop("$defs", {}))
-    selection: dict[str, Json] = RetryRequest.model_json_schema()
+    for model in _MODELS:
+        schema: dict[str, Json] = model.model_json_schema(ref_template=_REFERENCE)
+        parts.update(cast("dict[str, Json]", schema.pop("$defs", {})))
+        parts[model.__name__] = schema
     paths: dict[str, dict[str, Json]] = {}
     names: set[str] = set()
     for rule in app.url_map.iter_rules():
@@ -123,7 +141,7 @@ def openapi_document(app: Quart, payload: PayloadSchema, version: str) -> JsonOb
         "openapi": "3.1.0",
         "info": {"title": "Fastlane", "version": version, "description": "Runs container commands for anyone."},
         "paths": {path: paths[path] for path in sorted(paths)},
-        "components": {"schemas": {**parts, "Job": job, "RetryRequest": selection, "Error": _ERROR}},
+        "components": {"schemas": {**parts, "Job": job, "Error": _ERROR}},
     }
 
 

@@ -113,6 +113,7 @@ async def execution_shape(
         "waitingFor": await waiting.of(execution),
         "attempt": execution.attempt,
         "retryOf": execution.retry_of,
+        "failure": execution.failure.value if execution.failure else None,
         "nextRetryAt": iso_time(execution.retry_at),
     }
 

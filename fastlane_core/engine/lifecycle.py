@@ -288,8 +288,8 @@ def with_retry(
 
 
 def looked_at(execution: Execution, failure: Failure, *, now: float) -> Execution:
-    """Somebody has had one that failed for good run again, or has dismissed it; the first of both counts."""
-    if execution.failure is not Failure.OPEN:
+    """Somebody has dismissed one that failed for good, or has had it run again, which counts in the end."""
+    if execution.failure in (None, failure, Failure.REPLAYED):
         return execution
     return replace(execution, failure=failure, updated_at=now)
 

@@ -10,13 +10,13 @@ import structlog
 
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage, Submission
-from fastlane_core.engine.lifecycle import asked_again, brought_forward
+from fastlane_core.engine.lifecycle import asked_again, brought_forward, looked_at
 from fastlane_core.engine.records import change_execution
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import enqueue
 from fastlane_core.errors import Conflict, FastlaneError, InvalidInput, NotFound, QueueUnavailable, RevisionConflict
-from fastlane_core.models import Execution, Job, Reason, Status
+from fastlane_core.models import Execution, Failure, Job, Reason, Status
 
 log = structlog.get_logger(__name__)
 
@@ -105,6 +105,12 @@ class Retrying:
                 )
             except RevisionConflict:
                 continue
+            await change_execution(
+                self._storage,
+                last,
+                lambda current: looked_at(current, Failure.REPLAYED, now=self._clock()),
+                fence=None,
+            )
             if submitted.execution is not None and self._waits_for_its_time(submitted.execution):
                 # Its retry was made by itself just now, for later.
                 return await self._bring_forward(submitted.execution)

@@ -21,6 +21,7 @@ from fastlane_core.builtin.sqlite.storage import SqliteStorage
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.runner import Capabilities, Lane, ProgressCallback, Runner
 from fastlane_core.contracts.storage import Storage
+from fastlane_core.engine.failures import Failures
 from fastlane_core.engine.identifiers import new_id
 from fastlane_core.engine.replacing import JobReplacement
 from fastlane_core.engine.retrying import Retrying
@@ -191,6 +192,7 @@ async def running_api(
         stopping=stopping,
         replacement=JobReplacement(storage, queue, submission, stopping),
         retrying=Retrying(storage, queue, routing, stopping, time.time),
+        failures=Failures(storage, queue, routing, time.time),
         general=GeneralSettings(),
         api=settings or ApiSettings(),
         hard_timeout=1800.0,
