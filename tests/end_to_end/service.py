@@ -37,14 +37,23 @@ class Service:
     """`fastlane dev` (or another command) in a folder of its own."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, object], command: Sequence[str] = ("dev",), verbosity: str = "-vv"
+        self,
+        folder: Path,
+        settings: Mapping[str, object],
+        command: Sequence[str] = ("dev",),
+        verbosity: str = "-vv",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`environment` is added to that of the test run; paths of PYTHONPATH are put in front of those there."""
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.command = command
         self.verbosity = verbosity
         self.process: subprocess.Popen[bytes] | None = None
+        self._environment = {**_environment(), **(environment or {})}
+        paths = [(environment or {}).get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
+        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         defaults = {"SQLITE_PATH": str(folder / "fastlane.db"), "LEASE_SECONDS": 2.0, "RECONCILE_INTERVAL_SECONDS": 1.0}
         lines = [f"{key} = {value!r}" for key, value in {**defaults, **settings}.items()]
         self.config = folder / "fastlane.conf"
@@ -66,7 +75,7 @@ class Service:
             arguments += ["-b", "127.0.0.1", "-p", str(self.port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                arguments, cwd=self.folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
+                arguments, cwd=self.folder, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
         if self.command[0] in ("dev", "api"):
             until(lambda: f"{self.command[0]} answers; its log: {self.tail()}", self._answers)
