@@ -8,7 +8,7 @@ BIN := .venv/bin
 PACKAGES := -e . -e plugins/fastlane_docker
 
 .DEFAULT_GOAL := help
-.PHONY: help chaos demo test test-long test-core lint format services wheels clean
+.PHONY: help bench chaos demo test test-long test-core lint format services wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ services: .venv/.ready ## Install the real servers that the tests need (as root,
 
 chaos: .venv/.ready services ## Kill, pause and rob everything for minutes while jobs run (ARGUMENTS="--seed 7 --jobs 300")
 	$(BIN)/python -m tests.chaos $(ARGUMENTS)
+
+bench: .venv/.ready services ## Measure, against a floor in the same run (BENCH=submit|queue|throughput, ARGUMENTS="...")
+	$(BIN)/python -m benchmarks.$(or $(BENCH),submit) $(ARGUMENTS)
 
 lint: .venv/.ready ## Check style, types and import directions
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ _OPERATIONS = {
 }
 #: Headers of an HTTP error that say how to go on.
 _KEPT_HEADERS = ("Allow", "Retry-After", "WWW-Authenticate")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class Refused(FastlaneError):
@@ -47,8 +48,7 @@ class TooManyFollowers(FastlaneError):
 
 def json_answer(body: Json, status: int = 200) -> Response:
     """`body` as JSON with sorted keys."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return Response(text, status=status, content_type="application/json")
+    return Response(_ENCODER.encode(body), status=status, content_type="application/json")
 
 
 def answer_errors(app: Quart) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from quart import Blueprint, Quart
+from quart.sessions import NullSession, SecureCookieSessionInterface
+from quart.wrappers import BaseRequestWebsocket
 
 from fastlane_core.api.answers import answer_errors
 from fastlane_core.api.bodies import BoundedRequest
+from fastlane_core.api.connection import DirectConnection
 from fastlane_core.api.context import EXTENSION, ApiContext
 from fastlane_core.api.executions import blueprint as executions
 from fastlane_core.api.failures import blueprint as failures
@@ -32,7 +35,9 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     Raises SettingsError where two plugins own the same field of the job payload.
     """
     app = Quart("fastlane_core", static_folder=None, template_folder=None)
+    app.session_interface = _NoSessions()
     app.request_class = BoundedRequest
+    app.asgi_http_class = DirectConnection
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = context.api.max_body_bytes
@@ -65,3 +70,12 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     ):
         app.register_blueprint(blueprint)
     return app
+
+
+class _NoSessions(SecureCookieSessionInterface):
+    """The API keeps none, so none needs to be looked for in each request."""
+
+    _NONE = NullSession()
+
+    async def open_session(self, app: Quart, request: BaseRequestWebsocket) -> NullSession:
+        return self._NONE

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 from quart import Request, request
 from quart.wrappers.request import Body
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
 from fastlane_core.errors import InvalidInput
 from fastlane_core.models import Json
@@ -37,6 +37,13 @@ class BoundedBody(Body):
         super().__init__(None, None)
         self._limit = max_content_length
         self._received = 0
+        #: Whether its end has come.
+        self.is_whole = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no more of it is taken."""
+        return self._complete.is_set()
 
     def append(self, data: bytes) -> None:
         self._received += len(data)
@@ -52,6 +59,11 @@ class BoundedBody(Body):
             self._must_raise = RequestEntityTooLarge(f"The body is larger than the {self._limit} bytes allowed.")
         super().set_complete()
 
+    def give_up(self) -> None:
+        """It takes too long: whoever asks for it gets RequestTimeout."""
+        self._must_raise = RequestTimeout()
+        super().set_complete()
+
 
 class BoundedRequest(Request):
     """A request with a bounded body."""
@@ -62,9 +74,10 @@ class BoundedRequest(Request):
 async def parsed_body(parse: Callable[[bytes], Parsed]) -> tuple[Parsed, bytes]:
     """What `parse` makes of the current request's body, and the body.
 
-    Raises RequestEntityTooLarge, and what `parse` raises.
+    Raises RequestEntityTooLarge, RequestTimeout, and what `parse` raises.
     """
-    body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    # It has come already, so it needs no waiting with a time-out of its own.
+    body = await request.body
     if len(body) > _PARSED_IN_PLACE:
         return await asyncio.to_thread(parse, body), body
     return parse(body), body

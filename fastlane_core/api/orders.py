@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+from functools import lru_cache
 
 from quart import Response, request
 
@@ -65,12 +66,15 @@ def submitted_answer(context: ApiContext, submitted: Submitted) -> Response:
 def client_address() -> str | None:
     """Where the request came from, as a proxy tells it, else as seen here; for the record, nothing is decided by it."""
     named = (request.headers.get("X-Real-Ip", ""), request.headers.get("X-Forwarded-For", "").partition(",")[0])
-    for text in (*named, request.remote_addr or ""):
-        try:
-            return str(ipaddress.ip_address(text.strip()))
-        except ValueError:
-            continue
-    return None
+    return next(filter(None, map(_address, (*named, request.remote_addr or ""))), None)
+
+
+@lru_cache(maxsize=1024)
+def _address(text: str) -> str | None:
+    try:
+        return str(ipaddress.ip_address(text.strip()))
+    except ValueError:
+        return None
 
 
 def _idempotency_key() -> str | None:

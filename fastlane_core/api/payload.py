@@ -35,6 +35,9 @@ _EMPTY_IS_NOTHING = frozenset({"notify", "webhooks", "additionalDNSEntries"})
 #: Last part of the path of an error that is about a key rather than its value.
 _KEY_ITSELF = "[key]"
 
+#: What a shell's quoting is made of; a line without any can always be split.
+_QUOTING = frozenset("'\"\\")
+
 _MAX_RETRIES = 100
 _MAX_METADATA_BYTES = 64 * 1024
 _MAX_OPTIONS_BYTES = 64 * 1024
@@ -280,6 +283,8 @@ def _checked_command(command: str | list[str]) -> str:
     line = command if isinstance(command, str) else shlex.join(command)
     if len(line.encode()) > _MAX_COMMAND_BYTES:
         raise InvalidInput("command", f"is longer than {_MAX_COMMAND_BYTES} bytes")
+    if _QUOTING.isdisjoint(line):
+        return line
     try:
         shlex.split(line)
     except ValueError as error:
@@ -305,7 +310,7 @@ def _shorter(asked: float | None, longest: float | None) -> float | None:
 
 
 def _bounded(field: str, value: Mapping[str, JsonValue], limit: int) -> JsonObject:
-    size = len(json.dumps(value, ensure_ascii=False).encode())
+    size = len(json.dumps(value, ensure_ascii=False).encode()) if value else 0
     if size > limit:
         raise InvalidInput(field, f"takes {size} bytes as JSON, which is more than the {limit} allowed")
     return cast("JsonObject", value)

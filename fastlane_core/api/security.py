@@ -22,6 +22,14 @@ _ALLOWED_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 _ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
 _EXPOSED_HEADERS = "Fastlane-Exit-Code, Retry-After"
 _PREFLIGHT_SECONDS = "600"
+#: Headers of every answer that does not have one of its own, and of those that no other origin may read.
+_MARKS = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+)
+_SAME_ORIGIN = ("Cross-Origin-Resource-Policy", "same-origin")
 #: Methods by which nothing is changed.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _FOREIGN_SITES = frozenset({"cross-site", "same-site"})
@@ -42,7 +50,7 @@ def guard(app: Quart, context: ApiContext) -> None:
         policy.check(websocket, changes=True)
 
     async def after_request(response: Response) -> Response:
-        policy.mark(response, request.headers.get("Origin"))
+        policy.mark(response, request)
         return response
 
     app.before_request(before_request)
@@ -81,15 +89,15 @@ class Policy:
         """Whether the settings let pages of `origin` use this API."""
         return self._any_origin or origin.lower() in self._origins
 
-    def mark(self, response: Response, origin: str | None) -> None:
+    def mark(self, response: Response, asked: BaseRequestWebsocket) -> None:
         """Add the headers that tell a browser what it may do with the answer."""
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        response.headers.setdefault("X-Frame-Options", "DENY")
-        response.headers.setdefault("Referrer-Policy", "no-referrer")
-        response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        present = {name.lower() for name, _ in response.headers}
+        for name, value in _MARKS if self._origins else (*_MARKS, _SAME_ORIGIN):
+            if name.lower() not in present:
+                response.headers.add(name, value)
         if not self._origins:
-            response.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
             return
+        origin = asked.headers.get("Origin")
         response.vary.add("Origin")
         if origin is not None and self.allows(origin):
             response.headers["Access-Control-Allow-Origin"] = origin

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 import uuid
 
 #: Namespace of ids that are derived, so that making one twice gives the same.
@@ -9,8 +11,14 @@ _NAMESPACE = uuid.UUID("5f0d2c1e-6f3b-4b5c-9a53-7c1f8f0c9a11")
 
 
 def new_id() -> str:
-    """A new random UUID in its canonical form."""
-    return str(uuid.uuid4())
+    """A new UUID of version 7 (RFC 9562) in its canonical form: milliseconds of Unix time, then 74 random bits.
+
+    Ids made one after another lie side by side in the stores' indexes, which matters when these outgrow the memory.
+    """
+    bits = int.from_bytes(secrets.token_bytes(10), "big")
+    version_and_a, variant_and_b = 7 << 12 | bits >> 68, 2 << 62 | bits & (1 << 62) - 1
+    digits = f"{time.time_ns() // 1_000_000:012x}{version_and_a:04x}{variant_and_b:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def retry_id(execution_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -42,7 +43,7 @@ class JobSubmission:
 
     def __init__(self, storage: Storage, queue: Queue, routing: Routing, clock: Callable[[], float]) -> None:
         self._storage = storage
-        self._queue = queue
+        self._enqueuing = Enqueuing(queue)
         self._routing = routing
         self._clock = clock
 
@@ -50,7 +51,7 @@ class JobSubmission:
         """Accept one job; durable when it returns. Raises what `prepared` raises, and StorageUnavailable."""
         (submitted,) = await self._storage.submit([self.prepared(order)])
         if not submitted.repeated and submitted.execution is not None:
-            await enqueue(self._queue, submitted.execution)
+            await self._enqueuing.put(submitted.execution)
         return submitted
 
     def prepared(self, order: JobOrder) -> Submission:
@@ -101,12 +102,33 @@ class JobSubmission:
         return Submission(job=job, execution=execution)
 
 
-async def enqueue(queue: Queue, execution: Execution) -> None:
-    """Put a stored execution in the queue. One that is down is no error: the reconciler puts it there later."""
+class Enqueuing:
+    """Puts stored executions in the queue, those that come in one turn of the event loop by one call."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._executions: list[Execution] = []
+        self._putting: asyncio.Task[None] | None = None
+
+    async def put(self, execution: Execution) -> None:
+        """As `enqueue`."""
+        if self._putting is None:
+            self._putting = asyncio.create_task(self._put_together())
+        self._executions.append(execution)
+        # Whoever is cancelled must not take the others along.
+        await asyncio.shield(self._putting)
+
+    async def _put_together(self) -> None:
+        executions, self._executions, self._putting = self._executions, [], None
+        await enqueue(self._queue, *executions)
+
+
+async def enqueue(queue: Queue, *executions: Execution) -> None:
+    """Put stored executions in the queue. One that is down is no error: the reconciler puts them there later."""
     try:
-        await queue.put([queue_item(execution)])
+        await queue.put([queue_item(execution) for execution in executions])
     except QueueUnavailable as error:
-        log.warning("the queue did not take an execution; it will be put there later", error=str(error))
+        log.warning("the queue did not take executions; they will be put there later", error=str(error))
 
 
 def queue_item(execution: Execution) -> QueueItem:

@@ -1,4 +1,4 @@
-"""The benchmark runs, so that it can be trusted to run when it is needed."""
+"""The benchmarks run, so that they can be trusted to run when they are needed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,31 @@ pytestmark = pytest.mark.services
 ROOT = Path(__file__).parents[2]
 
 
+def run(module: str, *arguments: str) -> str:
+    """What a benchmark that ends well prints."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_throughput_is_measured_against_the_bare_engine(docker_engine: SharedEngine, workers: int) -> None:
     short = ["--jobs", "4", "--rounds", "2", "--threads", "2", "--idle-seconds", "0.1", "--workers", str(workers)]
-    command = [sys.executable, "-m", "benchmarks.throughput", "--docker-host", docker_engine.url, *short]
 
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run("benchmarks.throughput", "--docker-host", docker_engine.url, *short)
 
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^  round \d: bare +[\d.]+ jobs/s .* fastlane +[\d.]+ jobs/s", done.stdout, re.M)) == 2
-    assert re.search(r"^ratio to the bare engines: [\d.]+ ", done.stdout, re.M), done.stdout
-    assert re.search(r"^overhead per job: -?[\d.]+ ms, -?[\d.]+ CPU ms$", done.stdout, re.M), done.stdout
+    assert len(re.findall(r"^  round \d: bare +[\d.]+ jobs/s .* fastlane +[\d.]+ jobs/s", done, re.M)) == 2
+    assert re.search(r"^ratio to the bare engines: [\d.]+ ", done, re.M), done
+    assert re.search(r"^overhead per job: -?[\d.]+ ms, -?[\d.]+ CPU ms$", done, re.M), done
     containers = docker.DockerClient(base_url=docker_engine.url).containers.list(all=True)
     assert not [each for each in containers if each.labels.get("fastlane.deployment", "").startswith("benchmark-")]
+
+
+def test_submitting_is_measured_against_an_empty_endpoint() -> None:
+    short = ["--seconds", "0.3", "--rounds", "2", "--connections", "2,4", "--stores", "sqlite,redis"]
+
+    done = run("benchmarks.submit", *short)
+
+    assert len(re.findall(r"^  round \d: floor +[\d,]+/s .* sqlite .* redis ", done, re.M)) == 4
+    assert len(re.findall(r"^(?:sqlite|redis): .* ratio to the floor: [\d.]+ ", done, re.M)) == 4, done

@@ -173,9 +173,10 @@ async def running_api(
     settings: ApiSettings | None = None,
     limits: ApiLimits | None = None,
     blueprints: Sequence[Blueprint] = (),
+    queue: Queue | None = None,
 ) -> AsyncIterator[Api]:
     """Serve the API on a free port until the context ends."""
-    storage, queue = SqliteStorage(folder / "storage.db"), SqliteQueue(folder / "queue.db", clock=time.time)
+    storage, queue = SqliteStorage(folder / "storage.db"), queue or SqliteQueue(folder / "queue.db", clock=time.time)
     await storage.open()
     await queue.open()
     await queue.rebuilt()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,11 @@ from fastlane_core.builtin.sqlite.plugin import (
 )
 from fastlane_core.builtin.sqlite.storage import SqliteStorage
 from fastlane_core.builtin.sqlite.storage_logs import REMOVED_AT_ONCE
+from fastlane_core.contracts.storage import Submission
 from fastlane_core.errors import InvalidInput, NotFound, RevisionConflict
 from fastlane_core.hookspecs import PluginContext, Section
 from fastlane_core.models import Status
-from fastlane_core.testing.examples import a_chunk, a_job, an_execution
+from fastlane_core.testing.examples import a_chunk, a_job, a_submission, an_execution
 from fastlane_core.testing.storage_fixtures import store_job
 
 
@@ -114,3 +117,37 @@ async def test_the_plugin_makes_storage_and_queue_from_the_settings(path: Path) 
 
     assert (storages.name, queues.name, section.model) == ("sqlite", "sqlite", SqliteSettings)
     assert all(field.description and not field.is_required() for field in SqliteSettings.model_fields.values())
+
+
+async def test_of_submissions_that_come_together_only_the_refused_one_fails(storage: SqliteStorage) -> None:
+    stored = await store_job(storage, a_job())
+    known = a_submission(idempotency_key="known")
+    await storage.submit([known])
+    fresh = [a_submission(f"task {number % 3}") for number in range(250)]
+    again, repeated = Submission(job=replace(stored, revision=0), execution=None), a_submission(idempotency_key="known")
+
+    calls = [*([each] for each in fresh[:200]), [again], [repeated], fresh[200:]]
+    results = await asyncio.gather(*map(storage.submit, calls), return_exceptions=True)
+
+    assert isinstance(results[200], RevisionConflict)
+    ((repeat,),) = [results[201]] if isinstance(results[201], list) else []
+    assert repeat.repeated
+    assert repeat.job.id == known.job.id
+    answers = [answer for result in (*results[:200], results[202]) if isinstance(result, list) for answer in result]
+    assert [answer.job.id for answer in answers] == [each.job.id for each in fresh]
+    assert await storage.count_jobs() == 252
+    for answer in answers:
+        assert await storage.get_job(answer.job.task_id, answer.job.id) == answer.job
+        assert await storage.get_execution(answer.execution.id) == answer.execution
+
+
+async def test_new_jobs_that_come_together_are_counted_and_numbered(storage: SqliteStorage) -> None:
+    fresh = [a_submission(f"task {number % 3}") for number in range(250)]
+
+    await asyncio.gather(*(storage.submit([each]) for each in fresh))
+
+    assert await storage.count_jobs() == 250
+    tasks = await storage.list_tasks(start=0, limit=10)
+    assert {task.id: task.jobs_count for task in tasks} == {"task 0": 84, "task 1": 83, "task 2": 83}
+    for each in fresh:
+        assert await storage.count_executions(each.job.id, task_id=each.job.task_id) == 1

@@ -19,6 +19,7 @@ from fastlane_core.builtin.sqlite.queue_limits import (
     set_item_limits,
 )
 from fastlane_core.builtin.sqlite.queue_views import FIND_LANE, Row, item_of
+from fastlane_core.builtin.sqlite.rows import insert_rows
 from fastlane_core.contracts.queue import AGEING_SECONDS, Cancelled, Lease, Limit, QueueItem, Renewal
 from fastlane_core.errors import LeaseLost
 
@@ -99,9 +100,8 @@ def put(connection: sqlite3.Connection, items: Sequence[QueueItem], now: float) 
         for item in sorted(items, key=lambda item: -item.priority):
             _put_limited(connection, judge, item, now)
         return
-    connection.executemany(
-        ADD_ITEM, [(*_about(item, now), "waiting" if item.due_at <= now else "delayed") for item in items]
-    )
+    rows = [(*_about(item, now), "waiting" if item.due_at <= now else "delayed") for item in items]
+    insert_rows(connection, ADD_ITEM, rows)
 
 
 def _put_limited(connection: sqlite3.Connection, judge: Judge, item: QueueItem, now: float) -> None:

@@ -14,6 +14,7 @@ from fastlane_core.builtin.sqlite.connection import snapshot
 from fastlane_core.builtin.sqlite.cursors import decode_cursor, encode_cursor
 from fastlane_core.builtin.sqlite.database import Session
 from fastlane_core.builtin.sqlite.storage_schema import STORAGE_SCHEMA
+from fastlane_core.builtin.sqlite.submitting import Submitting
 from fastlane_core.builtin.sqlite.task_search import MAX_FOUND, find_tasks
 from fastlane_core.contracts.records import decode_execution, decode_job
 from fastlane_core.contracts.storage import (
@@ -97,6 +98,7 @@ class SqliteStorage(Storage):
     def __init__(self, path: Path, *, busy_seconds: float = 10.0, readers: int = 3) -> None:
         """`busy_seconds`: how long to wait for other processes; `readers`: threads that read."""
         self._session = Session(path, STORAGE_SCHEMA, StorageUnavailable, busy_seconds=busy_seconds, readers=readers)
+        self._submitting = Submitting(self._session)
 
     async def open(self) -> None:
         await self._session.open()
@@ -108,7 +110,7 @@ class SqliteStorage(Storage):
         return await self._session.health()
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
-        return await self._session.write(lambda connection: storage_records.submit(connection, submissions))
+        return await self._submitting.submit(submissions)
 
     # Tasks
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from fastlane_core.builtin.sqlite.rows import Row
 from fastlane_core.builtin.sqlite.task_search import index_task
 from fastlane_core.contracts.records import decode_execution, decode_job, encode_execution, encode_job
 from fastlane_core.contracts.storage import Submission, Submitted, ended_at
@@ -16,7 +17,7 @@ TOUCH_TASK = """
     INSERT INTO tasks (id, created_at, modified_at, jobs) VALUES (?, ?, ?, ?)
     ON CONFLICT (id) DO UPDATE SET
         modified_at = max(modified_at, excluded.modified_at), jobs = jobs + excluded.jobs
-    RETURNING number, jobs
+    RETURNING number, jobs, (SELECT max(number) FROM jobs)
 """
 FIND_KEY = """
     SELECT jobs.record, idempotency_keys.execution
@@ -27,6 +28,10 @@ FIND_KEY = """
 INSERT_KEY = "INSERT INTO idempotency_keys VALUES (?, ?, ?, ?)"
 INSERT_JOB = """
     INSERT INTO jobs (task, id, modified_at, due_at, revision, record) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT DO NOTHING
+"""
+INSERT_NUMBERED_JOB = """
+    INSERT INTO jobs (number, task, id, modified_at, due_at, revision, record) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT DO NOTHING
 """
 FIND_JOB = """
@@ -51,6 +56,15 @@ UPDATE_EXECUTION = """
     WHERE id = ? AND revision = ?
 """
 GET_EXECUTION = "SELECT record FROM executions WHERE id = ?"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TouchedTask:
+    """A task that jobs were counted in."""
+
+    number: int
+    #: Highest number of any task's jobs, before those that are counted here are stored.
+    last_job: int
 
 
 def submit(connection: sqlite3.Connection, submissions: Sequence[Submission]) -> Sequence[Submitted]:
@@ -88,6 +102,17 @@ def update_execution(connection: sqlite3.Connection, execution: Execution) -> Ex
     return stored
 
 
+def touch_task(connection: sqlite3.Connection, jobs: Sequence[Job]) -> TouchedTask:
+    """Make the task that these new jobs belong to, or count them there."""
+    return _touch_task(connection, jobs, new_jobs=len(jobs))
+
+
+def execution_row(execution: Execution, job: int) -> Row:
+    """The values of INSERT_EXECUTION, where the job has that number."""
+    indexed = _indexed(execution)
+    return (execution.id, job, execution.created_at, execution.revision, *indexed, encode_execution(execution))
+
+
 def find_execution(connection: sqlite3.Connection, execution_id: str) -> Execution | None:
     """The execution, or None."""
     row = connection.execute(GET_EXECUTION, (execution_id,)).fetchone()
@@ -107,9 +132,9 @@ def _submit_one(connection: sqlite3.Connection, job: Job, execution: Execution |
             )
     if job.revision:
         number, stored = _update_job(connection, job)
-        task = _touch_task(connection, job, new_jobs=0)
+        task = _touch_task(connection, [job], new_jobs=0).number
     else:
-        task = _touch_task(connection, job, new_jobs=1)
+        task = touch_task(connection, [job]).number
         number, stored = _insert_job(connection, job, task)
     if execution is not None:
         execution = _insert_execution(connection, execution, number)
@@ -118,12 +143,14 @@ def _submit_one(connection: sqlite3.Connection, job: Job, execution: Execution |
     return Submitted(job=stored, execution=execution)
 
 
-def _touch_task(connection: sqlite3.Connection, job: Job, *, new_jobs: int) -> int:
-    rows = connection.execute(TOUCH_TASK, (job.task_id, job.created_at, job.modified_at, new_jobs)).fetchall()
-    number, jobs = rows[0]
-    if new_jobs and jobs == new_jobs:
-        index_task(connection, number, job.task_id)
-    return int(number)
+def _touch_task(connection: sqlite3.Connection, jobs: Sequence[Job], *, new_jobs: int) -> TouchedTask:
+    task_id, created_at = jobs[0].task_id, jobs[0].created_at
+    modified_at = max(job.modified_at for job in jobs)
+    values = (task_id, created_at, modified_at, new_jobs)
+    number, count, last_job = connection.execute(TOUCH_TASK, values).fetchall()[0]
+    if new_jobs and count == new_jobs:
+        index_task(connection, number, task_id)
+    return TouchedTask(number=number, last_job=last_job or 0)
 
 
 def _insert_job(connection: sqlite3.Connection, job: Job, task: int) -> tuple[int, Job]:
@@ -155,10 +182,7 @@ def _replaced_job(connection: sqlite3.Connection, job: Job) -> Job | None:
 
 def _insert_execution(connection: sqlite3.Connection, execution: Execution, job: int) -> Execution | None:
     stored = replace(execution, revision=1)
-    inserted = connection.execute(
-        INSERT_EXECUTION,
-        (execution.id, job, execution.created_at, stored.revision, *_indexed(stored), encode_execution(stored)),
-    )
+    inserted = connection.execute(INSERT_EXECUTION, execution_row(stored, job))
     return stored if inserted.rowcount else find_execution(connection, execution.id)
 
 

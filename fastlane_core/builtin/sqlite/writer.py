@@ -41,6 +41,7 @@ class Writer:
         self._busy_seconds = busy_seconds
         self._connection = open_writer(path, busy_seconds)
         self._file = _identity(path)
+        self._synchronous = ""
         self._waiting: deque[_Write] = deque()
         self._deferred: deque[_Write] = deque()
         self._changed = threading.Condition()
@@ -134,7 +135,10 @@ class Writer:
                 f"the SQLite database {self._path} was removed or replaced while it was in use: restart Fastlane"
             )
         # With a write-ahead log, waiting for the disk once covers everything that was committed before.
-        connection.execute(f"PRAGMA synchronous = {'FULL' if any(write.durable for write in batch) else 'NORMAL'}")
+        synchronous = "FULL" if any(write.durable for write in batch) else "NORMAL"
+        if synchronous != self._synchronous:
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            self._synchronous = synchronous
         begin(connection, self._busy_seconds)
         for write in batch:
             changes = connection.total_changes

@@ -1,0 +1,108 @@
+"""Storing submissions: those that come at the same time by one write, and new jobs by one statement a table."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from typing import TypeAlias
+
+from fastlane_core.builtin.sqlite.database import Session
+from fastlane_core.builtin.sqlite.rows import Row, insert_rows
+from fastlane_core.builtin.sqlite.storage_records import (
+    INSERT_EXECUTION,
+    INSERT_NUMBERED_JOB,
+    execution_row,
+    submit,
+    touch_task,
+)
+from fastlane_core.contracts.records import encode_job
+from fastlane_core.contracts.storage import Submission, Submitted
+from fastlane_core.errors import RevisionConflict, StorageUnavailable
+from fastlane_core.models import Job
+
+#: What each call is answered with, or fails with.
+_Results: TypeAlias = Sequence[Sequence[Submitted] | RevisionConflict]
+
+
+class Submitting:
+    """Gathers the calls of an event loop's turn. One that cannot be stored fails alone."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._calls: list[Sequence[Submission]] = []
+        self._storing: asyncio.Task[_Results] | None = None
+
+    async def submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
+        """`Storage.submit`."""
+        if self._storing is None:
+            self._storing = asyncio.create_task(self._store())
+        place = len(self._calls)
+        self._calls.append(submissions)
+        try:
+            # Whoever is cancelled must not take the others along.
+            results = await asyncio.shield(self._storing)
+        except StorageUnavailable as error:
+            raise StorageUnavailable(str(error)) from error
+        result = results[place]
+        if isinstance(result, RevisionConflict):
+            raise result
+        return result
+
+    async def _store(self) -> _Results:
+        calls, self._calls, self._storing = self._calls, [], None
+        if all(_is_new(each.job) for call in calls for each in call):
+            with suppress(_Exists):
+                return await self._session.write(lambda connection: _store_new(connection, calls))
+        return await self._session.write(lambda connection: [_store_one(connection, call) for call in calls])
+
+
+class _Exists(Exception):
+    """Something that was to be inserted is there already."""
+
+
+def _is_new(job: Job) -> bool:
+    return not job.revision and job.idempotency_key is None
+
+
+def _store_one(
+    connection: sqlite3.Connection, submissions: Sequence[Submission]
+) -> Sequence[Submitted] | RevisionConflict:
+    connection.execute("SAVEPOINT one_call")
+    try:
+        return submit(connection, submissions)
+    except RevisionConflict as error:
+        connection.execute("ROLLBACK TO one_call")
+        return error
+    finally:
+        connection.execute("RELEASE one_call")
+
+
+def _store_new(connection: sqlite3.Connection, calls: Sequence[Sequence[Submission]]) -> _Results:
+    """Store what is not stored. Raises _Exists."""
+    by_task: dict[str, list[Job]] = {}
+    for call in calls:
+        for submission in call:
+            by_task.setdefault(submission.job.task_id, []).append(submission.job)
+    tasks = {task: touch_task(connection, its) for task, its in by_task.items()}
+    numbers = count(max((task.last_job for task in tasks.values()), default=0) + 1)
+    jobs: list[Row] = []
+    executions: list[Row] = []
+
+    def stored(submission: Submission) -> Submitted:
+        number, job, execution = next(numbers), replace(submission.job, revision=1), submission.execution
+        task = tasks[job.task_id].number
+        jobs.append((number, task, job.id, job.modified_at, job.due_at, job.revision, encode_job(job)))
+        if execution is not None:
+            execution = replace(execution, revision=1)
+            executions.append(execution_row(execution, number))
+        return Submitted(job=job, execution=execution)
+
+    results = [[stored(submission) for submission in call] for call in calls]
+    for statement, rows in ((INSERT_NUMBERED_JOB, jobs), (INSERT_EXECUTION, executions)):
+        if insert_rows(connection, statement, rows) != len(rows):
+            raise _Exists
+    return results
