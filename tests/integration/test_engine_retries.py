@@ -14,7 +14,7 @@ from fastlane_core.engine.retrying import Retrying, Selection
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
 from fastlane_core.errors import Conflict, InvalidInput, PreconditionFailed, PullFailed, RevisionConflict
-from fastlane_core.models import Execution, Job, Reason, RetryPolicy, RunOutcome, RunSpec, Status
+from fastlane_core.models import Execution, Failure, Job, Reason, RetryPolicy, RunOutcome, RunSpec, Status
 from tests.integration.engine_harness import Deployment, deployment, until
 
 #: A wait that no test sits out.
@@ -368,7 +368,8 @@ async def test_an_ended_job_is_run_again_with_what_it_asks_for_now(fastlane: Dep
     async with fastlane.worker():
         first = await fastlane.ended(await fastlane.submit("exit 1"))
         again = await retrying(fastlane).retry_job(first.task_id, first.job_id)
-        assert (await fastlane.ended(again)).status is Status.FAILED
+        assert (await fastlane.ended(again)).failure is Failure.OPEN
+        assert (await fastlane.now(first)).failure is Failure.REPLAYED
         third = await retrying(fastlane).retry_job(first.task_id, first.job_id)
         await fastlane.ended(third)
     assert [each.retry_of for each in (again, third)] == [first.id, again.id]
