@@ -271,6 +271,8 @@ class Execution:
     retries_used: int = 0
     #: The execution that this one tries again.
     retry_of: str | None = None
+    #: Whether it starts only when what its job was to stop before it has ended.
+    takes_over: bool = False
     #: The job's when it was made: it must not start once the job has been replaced.
     generation: int = 0
     #: Due time of the schedule's firing that made it.

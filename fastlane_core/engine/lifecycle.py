@@ -317,10 +317,11 @@ def next_attempt(execution: Execution, *, lane: str, now: float) -> Execution:
     )
 
 
-def asked_again(last: Execution, job: Job, *, lane: str, now: float) -> Execution:
+def asked_again(last: Execution, job: Job, *, lane: str, takes_over: bool = False, now: float) -> Execution:
     """The execution that a caller wants after `last`, the job's newest.
 
-    The same as the retry that may follow it by itself, so that there is one of the two.
+    The same as the retry that may follow it by itself, so that there is one of the two. With `takes_over`, it starts
+    when what was asked to stop for it has ended.
     """
     return Execution(
         id=retry_id(last.id),
@@ -336,6 +337,7 @@ def asked_again(last: Execution, job: Job, *, lane: str, now: float) -> Executio
         attempt=last.attempt + 1,
         retries_used=last.retries_used if last.retry_id is None else _used_by_retry(last),
         retry_of=last.id,
+        takes_over=takes_over,
         generation=job.generation,
         expiration=job.expiration,
     )

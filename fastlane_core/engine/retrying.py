@@ -98,7 +98,7 @@ class Retrying:
                 if not force:
                     raise self._refusal(job, unfinished.items)
                 await self._stopping.stop_unfinished(job)
-            again = asked_again(last, job, lane=self._lane(last), now=self._clock())
+            again = asked_again(last, job, lane=self._lane(last), takes_over=bool(unfinished.items), now=self._clock())
             try:
                 (submitted,) = await self._storage.submit(
                     [Submission(job=_revived(job, self._clock()), execution=again)]

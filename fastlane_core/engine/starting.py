@@ -44,6 +44,10 @@ log = structlog.get_logger(__name__)
 
 #: Seconds after which an execution for which no place had room is looked at again.
 _NO_ROOM_DELAY = 0.5
+#: Seconds after which it is looked at again whether what was stopped for an execution has ended.
+_NOT_ENDED_DELAY = 0.5
+#: Others of its job that are looked at.
+_OTHERS = 100
 
 
 class PutBack(FastlaneError):
@@ -71,6 +75,8 @@ class Starter:
         """The execution, running or ended. Raises PutBack, Fenced, StorageUnavailable, QueueUnavailable."""
         if execution.start_asked_at is None and (ending := await self._why_not(execution)) is not None:
             return await self._end(execution, ending)
+        if execution.takes_over and execution.place is None and await self._others_are_stopping(execution):
+            await self._put_back(execution, "the end of what was stopped for it", _NOT_ENDED_DELAY)
         begun_before = execution.start_asked_at is not None
         try:
             execution = await self._place(execution)
@@ -110,6 +116,13 @@ class Starter:
             return ending
         job = await self._context.storage.get_job(execution.task_id, execution.job_id)
         return None if job is None else outdated(execution, job)
+
+    async def _others_are_stopping(self, execution: Execution) -> bool:
+        """Whether its job has others that were asked to stop and have not ended."""
+        page = await self._context.storage.list_unfinished_of_job(
+            execution.job_id, task_id=execution.task_id, cursor=None, limit=_OTHERS
+        )
+        return any(each.id != execution.id and each.stop_requested_at is not None for each in page.items)
 
     async def _place(self, execution: Execution) -> Execution:
         if execution.place is not None:

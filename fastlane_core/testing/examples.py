@@ -191,6 +191,7 @@ def a_full_execution(job: Job, text: str) -> Execution:
         attempt=2,
         retries_used=1,
         retry_of=text,
+        takes_over=True,
         generation=4,
         tick=CREATED_AT + 2,
         due_at=CREATED_AT + 3,

@@ -15,7 +15,7 @@ from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
 from fastlane_core.errors import Conflict, InvalidInput, PreconditionFailed, PullFailed, RevisionConflict
 from fastlane_core.models import Execution, Failure, Job, Reason, RetryPolicy, RunOutcome, RunSpec, Status
-from tests.integration.engine_harness import Deployment, deployment, until
+from tests.integration.engine_harness import QUICK, Deployment, deployment, until
 
 #: A wait that no test sits out.
 LONG = RetryPolicy(min_seconds=3600.0, max_seconds=3600.0)
@@ -286,6 +286,14 @@ async def test_a_put_makes_a_job_and_another_replaces_what_waits(fastlane: Deplo
     assert list(fastlane.engine.starts) == [second.id]
 
 
+async def test_a_retry_that_an_older_request_owes_is_not_made(fastlane: Deployment) -> None:
+    _, first = await put(fastlane, "exit 1", retries=3, retry=NOW)
+    await fastlane.ended_without_retry(first)
+    async with fastlane.worker():
+        await put(fastlane, "true")
+        await attempts(fastlane, first, 2)
+
+
 async def test_a_put_leaves_what_runs_alone_but_not_its_retries(fastlane: Deployment) -> None:
     async with fastlane.worker():
         _, first = await put(fastlane, "hang", retries=3, retry=NOW)
@@ -402,6 +410,20 @@ async def test_a_job_that_runs_or_waits_for_its_turn_is_not_run_again(fastlane: 
         assert [each.status for each in await attempts(fastlane, execution, 2)] == [Status.STOPPED, Status.DONE]
 
 
+async def test_what_takes_over_starts_when_what_was_stopped_for_it_is_dead(fastlane: Deployment) -> None:
+    async with fastlane.worker(options=replace(QUICK, stop_grace_seconds=3600.0)):
+        execution = await fastlane.running(await fastlane.submit("hang-deaf"))
+        again = await retrying(fastlane).retry_job(execution.task_id, execution.job_id, force=True)
+        await until(lambda: _waits_for(fastlane, again, "the end of what was stopped for it"))
+        assert fastlane.engine.running == [execution.id]
+        fastlane.engine.end(execution.id, RunOutcome(exit_code=137, reason=Reason.SIGNAL))
+        await fastlane.running(again)
+        assert (await fastlane.now(execution)).status is Status.STOPPED
+        await fastlane.stop_job(again)
+        fastlane.engine.end(again.id)
+        await attempts(fastlane, execution, 2)
+
+
 async def test_a_retry_that_waits_is_brought_forward(fastlane: Deployment) -> None:
     async with fastlane.worker():
         first = await fastlane.ended(await fastlane.submit("exit 1", retries=1, retry=LONG))
@@ -500,3 +522,7 @@ async def _count(fastlane: Deployment, execution: Execution, count: int) -> bool
 
 async def _is(fastlane: Deployment, execution: Execution, status: Status) -> bool:
     return (await fastlane.now(execution)).status is status
+
+
+async def _waits_for(fastlane: Deployment, execution: Execution, why: str) -> bool:
+    return (await fastlane.now(execution)).waiting_for == why
