@@ -140,6 +140,32 @@ class QueueClaimTests(QueueFixtures):
 
         assert Counter(ids(granted)) == Counter(item.execution_id for item in items)
 
+    async def test_an_execution_that_many_put_in_many_lanes_is_in_one(
+        self, queue: Queue, clients: Sequence[Queue]
+    ) -> None:
+        lanes = [f"lane {number}" for number in range(5)]
+        await asyncio.gather(
+            *(client.put([an_item("same", lane=lanes[number % 5])]) for number, client in enumerate(clients))
+        )
+
+        found = [lease for lane in lanes for lease in await claim(queue, lane)]
+        assert ids(found) == ["same"]
+        assert await queue.contains(["same"]) == {"same"}
+        await queue.ack(found[0])
+        assert await queue.contains(["same"]) == frozenset()
+
+    async def test_what_each_of_many_puts_stays_in_its_order(self, queue: Queue, clients: Sequence[Queue]) -> None:
+        async def put(number: int, client: Queue) -> None:
+            for step in range(5):
+                await client.put([an_item(f"{number} {step}")])
+
+        await asyncio.gather(*(put(number, client) for number, client in enumerate(clients)))
+
+        granted = ids(await claim(queue, capacity=1_000, limit=1_000))
+        for number in range(len(clients)):
+            mine = [each for each in granted if each.split()[0] == f"{number}"]
+            assert mine == [f"{number} {step}" for step in range(5)]
+
     async def test_concurrent_claims_never_exceed_the_capacity(self, queue: Queue, clients: Sequence[Queue]) -> None:
         await queue.put([an_item() for _ in range(200)])
         holding = 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from fastlane_core.contracts.queue import Queue
+from fastlane_core.contracts.queue import Cancelled, Lease, Queue
 from fastlane_core.errors import LeaseLost
 from fastlane_core.testing.examples import an_item
 from fastlane_core.testing.queue_fixtures import (
@@ -95,6 +95,34 @@ class QueueLeaseTests(QueueFixtures):
 
         counted = Counter(execution_id for leases in adopted for execution_id in ids(leases))
         assert counted == {f"{number}": 1 for number in range(10)}
+
+    @pytest.mark.parametrize("step", ["renew", "ack", "release"])
+    async def test_a_lease_that_ran_out_is_either_kept_or_adopted(
+        self, queue: Queue, clients: Sequence[Queue], advance: Advance, step: str
+    ) -> None:
+        await queue.put([an_item(f"{number}") for number in range(len(clients))])
+        leases = await claim(queue, worker="holder", lease_seconds=_SHORT)
+        await advance(_OVER)
+
+        async def go_on(client: Queue, lease: Lease) -> bool:
+            """Whether its holder may."""
+            if step == "renew":
+                return not (await client.renew([lease], LEASE_SECONDS)).lost
+            try:
+                await (client.ack(lease) if step == "ack" else client.release(lease, delay=1_000.0))
+            except LeaseLost:
+                return False
+            return True
+
+        kept, adopted = await asyncio.gather(
+            asyncio.gather(*(go_on(client, lease) for client, lease in zip(clients, leases, strict=True))),
+            asyncio.gather(*(claim(client, worker="heir", limit=1) for client in reversed(clients))),
+        )
+
+        by_holder = [lease.item.execution_id for lease, its in zip(leases, kept, strict=True) if its]
+        by_heirs = [lease.item.execution_id for some in adopted for lease in some]
+        assert sorted(by_holder + by_heirs) == sorted(ids(leases))
+        assert all(lease.adopted for some in adopted for lease in some)
 
     async def test_an_adopted_lease_runs_out_as_well(self, queue: Queue, advance: Advance) -> None:
         await queue.put([an_item("run")])
@@ -247,6 +275,13 @@ class QueueLeaseTests(QueueFixtures):
         await advance(_OVER)
 
         assert ids(await claim(queue)) == ["run"]
+
+    async def test_a_released_item_that_is_delayed_may_be_cancelled(self, queue: Queue) -> None:
+        await queue.put([an_item("run")])
+        await queue.release(await claim_one(queue), delay=1_000.0)
+
+        assert await queue.cancel("run") is Cancelled.REMOVED
+        assert await queue.stats() == {}
 
     async def test_release_frees_slot_and_place(self, queue: Queue) -> None:
         await queue.put([an_item("released"), an_item("next")])

@@ -12,6 +12,7 @@ from fastlane_core.testing.storage_failures import StorageFailureTests
 from fastlane_core.testing.storage_fixtures import BuildStorage, MakeStorage
 from fastlane_core.testing.storage_jobs import StorageJobTests
 from fastlane_core.testing.storage_logs import StorageLogTests
+from fastlane_core.testing.storage_races import StorageRaceTests
 from fastlane_core.testing.storage_schedules import StorageScheduleTests
 from fastlane_core.testing.storage_state import StorageStateTests
 from fastlane_core.testing.storage_tasks import StorageTaskTests
@@ -25,6 +26,7 @@ class StorageSuite(
     StorageFailureTests,
     StorageLogTests,
     StorageStateTests,
+    StorageRaceTests,
 ):
     """Tests of the contract `fastlane_core.contracts.storage.Storage`.
 

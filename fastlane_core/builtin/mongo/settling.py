@@ -26,6 +26,8 @@ from fastlane_core.builtin.mongo.keys import escape
 from fastlane_core.models import Job
 
 _DUPLICATE = 11000
+#: A revision that no record has.
+_BEING_REMOVED = -1
 #: Seconds for which an entry must have been seen before another process settles it: its owner is likely at it.
 _LEFT = 5.0
 #: Documents looked at in one go.
@@ -153,13 +155,16 @@ async def _add_executions(db: Collections, executions: Sequence[Document]) -> in
 
 
 async def _remove_execution(db: Collections, job: str, token: str, entry: Document) -> bool:
-    """Remove an execution with its log, or give back its count if it was removed before the entry was made."""
+    """Remove an execution with its log, or give back its count if it is gone already or must stay."""
     execution = {"_id": entry["removes"], "number": entry["number"]}
     # The same token may have come back with another entry.
     here = {"_id": job, f"pending.{token}.mark": entry["mark"]}
     leave: Document = {"$unset": {f"pending.{token}": ""}, "$inc": {"unsettled": -1}}
     if not entry["certain"]:
-        if await db.executions.quick.find_one(execution, {"_id": 1}) is None:
+        # From here on no write of its record matches any more. It is passed over if it was given a debt meanwhile.
+        removable = {**execution, "removable_at": {"$exists": True}}
+        marked = await db.executions.quick.update_one(removable, {"$set": {"revision": _BEING_REMOVED}})
+        if not marked.matched_count:
             leave["$inc"]["executions"] = 1
             await db.jobs.quick.update_one({**here, f"pending.{token}.certain": False}, leave)
             return False
