@@ -1,111 +1,116 @@
-"""When a cron expression is due, in a time zone, through gaps and repeats of its clock. Pure.
+"""Cron expressions, and the instants at which they fire in a time zone. Pure.
 
-Where the hour is named (`30 2 * * *`), each local time comes once a day: one that a gap skips, at the instant at which
-the gap ends, and several of them then as one; one that the clock shows twice, the first time. Where every hour is
-meant (`*/10 * * * *`), ticks follow elapsed time: both passes of a repeated hour have theirs, a gap has none. So does
-Vixie cron (cron(8) of Debian, "Daylight Saving Time and other time changes").
+croniter reads the expression and tells the days; what the clock of a time zone does to a day is decided here, by the
+rule of Vixie cron (cron(8) of Debian, "Daylight Saving Time and other time changes"), since croniter fires a daily job
+twice in a repeated hour:
+
+- Where every hour is allowed, ticks follow elapsed time: both passes of a repeated hour, nothing in a gap.
+- Otherwise each local time that the expression names fires exactly once a day: one in a gap at the instant at which
+  the gap ends (several of them together), one in a repeated hour at its first pass.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from itertools import takewhile
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from croniter import CroniterError, croniter
 
 from fastlane_core.errors import InvalidInput
 
-_MOST_CHARACTERS = 200
-_NICKNAMES = frozenset({"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"})
-#: `r` and `h` draw a number, which would be another one in each process.
-_DRAWN = re.compile(r"(?i)(^|[\s,/-])[rh]($|[\s,/(-])")
+_DAY = timedelta(days=1)
+_LONGEST = 200
 _EXPECTED = "expected five fields (minute, hour, day of month, month, day of week) or a name such as @hourly"
-_DAY = 86_400
-_HOURS = 24
+_NAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+#: croniter's random (R) and hashed (H) parts.
+_DRAWN = re.compile(r"[hr](\(.*\))?(/.*)?")
+#: Files among those of the zones that are none, or another one on each machine.
+_NO_ZONES = frozenset({"Factory", "localtime"})
 
 
 class Cron:
     """A cron expression in a time zone."""
 
     def __init__(self, expression: str, zone: ZoneInfo) -> None:
-        """Raises InvalidInput, which names `cron`."""
+        """Five fields (minute, hour, day of month, month, day of week), or a name such as `@hourly`.
+
+        Fields take lists, ranges, steps, names of months and days, `L` (last day; `L5`: last Friday), `#` (`1#2`:
+        second Monday) and `W` (`15W`: the weekday nearest to the 15th). A day matches by either field where both are
+        restricted. Raises InvalidInput, which names `cron`, for anything else and for what never fires.
+        """
         self._zone = zone
-        self._of_naive = _parsed(expression)
-        hours = self._of_naive.expanded[1]
-        self._every_hour = "*" in hours or len(set(hours)) == _HOURS
-        if self.next_after(0.0) is None:
-            raise InvalidInput("cron", f"{expression!r} never comes")
+        fields = _fields(expression)
+        days = " ".join(fields[2:])
+        try:
+            (minutes, hours, *days_allowed), _ = croniter.expand(" ".join(fields), strict=True)
+            if _next_matching(days, date(2000, 1, 1)) is None:
+                raise InvalidInput("cron", f"{expression!r} never fires: no such day comes in the next 50 years")
+        except CroniterError as error:
+            raise InvalidInput("cron", f"{_EXPECTED}: {error}") from None
+        except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
+            raise InvalidInput("cron", f"{_EXPECTED}; {expression!r} cannot be read: {error}") from None
+        self._every_hour = hours == ["*"]
+        wanted_hours = range(24) if self._every_hour else sorted(map(int, hours))
+        wanted_minutes = range(60) if minutes == ["*"] else sorted(map(int, minutes))
+        #: Minutes of the day that it names, in order.
+        self._minutes = [60 * hour + minute for hour in wanted_hours for minute in wanted_minutes]
+        #: The fields of the day, as croniter takes them; "" for every day.
+        self._days = "" if days_allowed == [["*"]] * 3 else days
 
     def next_after(self, moment: float) -> float | None:
         """The first tick after a moment, both in Unix time; None if there is none within fifty years."""
-        local = self._local(moment)
-        if not self._every_hour:
-            return next((each for at in self._naive_after(local) if (each := self._once(at)) > moment), None)
-        due = next((each for at in self._naive_after(local) for each in self._every(at) if each > moment), None)
-        again = self._first_after_a_change(moment, moment + _DAY if due is None else min(due, moment + _DAY))
-        return again if again is not None and (due is None or again < due) else due
+        return next(self.all_after(moment), None)
 
     def ticks(self, after: float, until: float) -> Iterator[float]:
         """The ticks after a moment, up to another one and including it."""
-        tick = self.next_after(after)
-        while tick is not None and tick <= until:
-            yield tick
-            tick = self.next_after(tick)
+        return takewhile(lambda tick: tick <= until, self.all_after(after))
 
-    def _naive_after(self, local: datetime) -> Iterator[datetime]:
-        """What the expression says of a clock that is never changed."""
-        try:
-            yield self._of_naive.get_next(datetime, start_time=local)
-            while True:
-                yield self._of_naive.get_next(datetime)
-        except CroniterError:
-            return
-
-    def _once(self, local: datetime) -> float:
-        """The first instant at which the zone's clock shows a time or, where a gap skips it, a later one."""
-        shown = local.replace(tzinfo=self._zone, fold=0)
-        instant = shown.timestamp()
-        if self._local(instant) == local:
-            return instant
-        # In a gap, `fold` picks the offset before (0) and after (1) it.
-        return self._change_within(local.replace(tzinfo=self._zone, fold=1).timestamp(), instant)
-
-    def _every(self, local: datetime) -> list[float]:
-        """The instants, none to two, at which the zone's clock shows a time."""
-        instants = {local.replace(tzinfo=self._zone, fold=fold).timestamp() for fold in (0, 1)}
-        return sorted(each for each in instants if self._local(each) == local)
-
-    def _first_after_a_change(self, start: float, end: float) -> float | None:
-        """The first tick after the clock was changed between the two moments: it may show again what it did."""
-        if self._offset(start) == self._offset(end):
-            return None
-        change = self._change_within(start, end)
-        offset = self._offset(change)
-        shown = next(self._naive_after(self._local(change) - timedelta(seconds=1)), None)
-        if shown is None:
-            return None
-        tick = (shown - offset).replace(tzinfo=UTC).timestamp()
-        return tick if start < tick and self._local(tick) == shown else None
-
-    def _change_within(self, start: float, end: float) -> float:
-        """When the zone's offset changes between two moments at which it differs; a whole second."""
-        before, low, high = self._offset(start), int(start), int(end)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._offset(middle) == before:
-                low = middle
+    def all_after(self, moment: float) -> Iterator[float]:
+        """The ticks after a moment, in order, for as long as any come."""
+        zone = self._zone
+        day = self._next_day(datetime.fromtimestamp(moment, zone).date() - _DAY)
+        # Ticks of a day on which the clock is moved may come after some of the next day's.
+        held: list[float] = []
+        while day is not None:
+            midnight, next_day = datetime.combine(day, time(), zone), day + _DAY
+            if not held and _is_plain(midnight, datetime.combine(next_day, time(), zone)):
+                start = midnight.timestamp()
+                for minute in self._minutes[bisect_right(self._minutes, (moment - start) / 60) :]:
+                    yield start + 60.0 * minute
             else:
-                high = middle
-        return float(high)
+                held = sorted({*held, *(at for at in self._moved_day(day) if at > moment)})
+                bound = _fires_at(datetime.combine(next_day, time()), zone)
+                ready = [at for at in held if at < bound]
+                held = held[len(ready) :]
+                yield from ready
+            day = self._next_day(next_day)
+        yield from held
 
-    def _offset(self, moment: float) -> timedelta:
-        return datetime.fromtimestamp(moment, self._zone).utcoffset() or timedelta()
+    def _next_day(self, day: date) -> date | None:
+        """The first day from that one on at which it may fire."""
+        return _next_matching(self._days, day) if self._days else day
 
-    def _local(self, moment: float) -> datetime:
-        return datetime.fromtimestamp(moment, self._zone).replace(tzinfo=None, fold=0)
+    def _moved_day(self, day: date) -> Iterator[float]:
+        """The ticks of a local day on which the clock is moved, in no order."""
+        for minute in self._minutes:
+            local = datetime.combine(day, time(minute // 60, minute % 60))
+            if self._every_hour:
+                yield from _passes(local, self._zone)
+            else:
+                yield _fires_at(local, self._zone)
 
 
 @lru_cache(maxsize=4096)
@@ -117,24 +122,71 @@ def cron_of(expression: str, timezone: str) -> Cron:
 def zone_of(name: str) -> ZoneInfo:
     """The IANA time zone of that name. Raises InvalidInput, which names `timezone`."""
     try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        # Names that are folders, or lead out of them, are ValueError or OSError.
-        raise InvalidInput(
-            "timezone", f"there is no time zone {name[:60]!r}: expected one such as UTC or Europe/Berlin"
-        ) from None
+        if name in _zone_names():
+            return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, OSError):
+        # Named by an index, but not there.
+        pass
+    wanted = name[:100].strip().lower()
+    meant = next((f"; did you mean {each!r}?" for each in sorted(_zone_names()) if each.lower() == wanted), "")
+    raise InvalidInput(
+        "timezone", f"there is no time zone {name[:60]!r}: expected one such as UTC or Europe/Berlin{meant}"
+    )
 
 
-def _parsed(expression: str) -> croniter:
-    """Raises InvalidInput."""
-    shown = expression[:60]
-    if len(expression) > _MOST_CHARACTERS:
-        raise InvalidInput("cron", f"is longer than {_MOST_CHARACTERS} characters")
-    if expression.lower() not in _NICKNAMES and len(expression.split()) != 5:
+def _fields(expression: str) -> list[str]:
+    text, shown = expression.strip(" \t").lower(), expression[:60]
+    if len(text) > _LONGEST:
+        raise InvalidInput("cron", f"is longer than {_LONGEST} characters")
+    fields = re.split(r"[ \t]+", _NAMES.get(text, text))
+    if len(fields) != 5 or not text.isascii():
         raise InvalidInput("cron", f"{_EXPECTED}, got {shown!r}")
-    if _DRAWN.search(expression):
+    if any(_DRAWN.fullmatch(part) for field in fields for part in field.split(",")):
+        # They would be drawn anew in each process.
         raise InvalidInput("cron", f"{shown!r} asks for a random time: name the minute and hour")
-    try:
-        return croniter(expression, datetime(2000, 1, 1))  # noqa: DTZ001 - a clock without a zone
-    except CroniterError as error:
-        raise InvalidInput("cron", f"{_EXPECTED}: {error}") from None
+    return fields
+
+
+@lru_cache(maxsize=1)
+def _zone_names() -> frozenset[str]:
+    return frozenset(available_timezones()) - _NO_ZONES
+
+
+@lru_cache(maxsize=65_536)
+def _next_matching(days: str, day: date) -> date | None:
+    """The first day from that one on that croniter's fields of the day allow."""
+    before = datetime.combine(day, time()) - timedelta(minutes=1)
+    found = next(croniter(f"0 0 {days}", before).all_next(datetime), None)
+    return None if found is None else found.date()
+
+
+def _is_plain(midnight: datetime, next_midnight: datetime) -> bool:
+    """Whether the clock is not moved between the two, nor right behind them."""
+    return midnight.utcoffset() == next_midnight.utcoffset() == next_midnight.replace(fold=1).utcoffset()
+
+
+def _passes(local: datetime, zone: ZoneInfo) -> set[float]:
+    """The instants at which clocks show that time: one, two where it is repeated, none in a gap."""
+    found = {local.replace(tzinfo=zone, fold=fold).timestamp() for fold in (0, 1)}
+    return {at for at in found if datetime.fromtimestamp(at, zone).replace(tzinfo=None, fold=0) == local}
+
+
+def _fires_at(local: datetime, zone: ZoneInfo) -> float:
+    """The first instant at which clocks show that time, or at which they have skipped it."""
+    passes = _passes(local, zone)
+    if passes:
+        return min(passes)
+    # In a gap: read by the offset before it, the time is behind the gap; read by the one after it, before the gap.
+    before, behind = (int(local.replace(tzinfo=zone, fold=fold).timestamp()) for fold in (1, 0))
+    offset = _offset(before, zone)
+    while behind - before > 1:
+        middle = (before + behind) // 2
+        if _offset(middle, zone) == offset:
+            before = middle
+        else:
+            behind = middle
+    return float(behind)
+
+
+def _offset(at: int, zone: ZoneInfo) -> timedelta | None:
+    return datetime.fromtimestamp(at, UTC).astimezone(zone).utcoffset()

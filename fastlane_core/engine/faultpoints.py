@@ -23,6 +23,9 @@ class FaultPoint(StrEnum):
     RETRY_ADDED = "retry_added"
     FINISHED = "finished"
     ACKNOWLEDGED = "acknowledged"
+    TICKS_ADDED = "ticks_added"
+    TICKS_QUEUED = "ticks_queued"
+    TICKS_ADVANCED = "ticks_advanced"
 
 
 #: Called at each fault point.

@@ -29,3 +29,8 @@ def retry_id(execution_id: str) -> str:
 def replacement_id(task_id: str, job_id: str, generation: int) -> str:
     """The id of the first execution of a job that its caller put there, or put anew."""
     return str(uuid.uuid5(_NAMESPACE, f"put:{generation}:{job_id}:{task_id}"))
+
+
+def tick_id(task_id: str, job_id: str, generation: int, tick: float) -> str:
+    """The id of the execution that a job's schedule makes for a tick, whoever makes it and however often."""
+    return str(uuid.uuid5(_NAMESPACE, f"tick:{[task_id, job_id, generation, tick]!r}"))

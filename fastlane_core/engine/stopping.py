@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Protocol
 
@@ -42,9 +42,9 @@ class Stopping:
         await self.stop_unfinished(job)
         return job
 
-    async def stop_unfinished(self, job: Job) -> None:
-        """End what the job runs or waits for, but not its schedule. Raises StorageUnavailable."""
-        await self._end_unfinished(job, lambda each: True, stop_requested)
+    async def stop_unfinished(self, job: Job, *, but: Collection[str] = ()) -> None:
+        """End what the job runs or waits for, `but` those ids, and not its schedule. Raises StorageUnavailable."""
+        await self._end_unfinished(job, lambda each: each.id not in but, stop_requested)
 
     async def supersede(self, job: Job) -> None:
         """End what has not begun of the requests before the job's present one. Raises StorageUnavailable."""
