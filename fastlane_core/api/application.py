@@ -22,6 +22,7 @@ from fastlane_core.api.openapi import blueprint as openapi
 from fastlane_core.api.pages import blueprint as pages
 from fastlane_core.api.payload import PAYLOAD_SCHEMA, PayloadSchema
 from fastlane_core.api.retries import blueprint as retries
+from fastlane_core.api.schedules import blueprint as schedules
 from fastlane_core.api.security import guard
 from fastlane_core.api.status import blueprint as status
 from fastlane_core.api.tasks import blueprint as tasks
@@ -58,6 +59,7 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     for blueprint in (
         tasks,
         jobs,
+        schedules,
         retries,
         failures,
         executions,

@@ -31,6 +31,14 @@ def start_moment(at: float | str | None, after: str | None, *, now: float) -> fl
     return start if start is None or start > now else None
 
 
+def moment_ahead(field: str, at: float | str | None, *, now: float) -> float | None:
+    """The moment in a field like `startAt`, at most ten years ahead; None for none. Raises InvalidInput."""
+    found = None if at is None or at == "" else moment(field, at)
+    if found is not None and found > now + _FURTHEST:
+        raise InvalidInput(field, "is more than ten years ahead")
+    return found
+
+
 def expiration_moment(at: float | str | None, after: str | None, *, now: float) -> float | None:
     """When a job expires; None for never. Raises InvalidInput naming `expiration` or `expiresIn`."""
     if at is not None and after is not None:

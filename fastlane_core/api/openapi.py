@@ -20,6 +20,7 @@ from fastlane_core.api.context import current_context
 from fastlane_core.api.failures import FailureRequest, ReplayRequest
 from fastlane_core.api.payload import PayloadSchema, payload_schema
 from fastlane_core.api.retries import RetryRequest
+from fastlane_core.api.schedules import SchedulePreview
 from fastlane_core.models import Json, JsonObject
 
 blueprint = Blueprint("openapi", __name__)
@@ -66,11 +67,12 @@ _SUBMITS = ("tasks.enqueue_job", "jobs.put_job")
 _BODIES = {
     **dict.fromkeys(_SUBMITS, "Job"),
     "retries.retry_jobs": "RetryRequest",
+    "schedules.preview_schedule": "SchedulePreview",
     "failures.replay_failures": "ReplayRequest",
     "failures.dismiss_failures": "FailureRequest",
 }
 #: Models of bodies that are no job.
-_MODELS: Sequence[type[BaseModel]] = (RetryRequest, ReplayRequest, FailureRequest)
+_MODELS: Sequence[type[BaseModel]] = (RetryRequest, SchedulePreview, ReplayRequest, FailureRequest)
 _REFERENCE = "#/components/schemas/{model}"
 _PRECONDITIONS = {
     "If-Match": "The ETag of an earlier answer: replaces the job only if nobody has since.",
@@ -92,6 +94,10 @@ _OPERATIONS = {
     ),
     "failures.replay_failures": _Operation(errors=[400, 413, 503]),
     "failures.dismiss_failures": _Operation(errors=[400, 413, 503]),
+    "schedules.get_schedule": _Operation(errors=[400, 404, 503], query=["next"]),
+    "schedules.pause_job": _Operation(errors=[404, 409, 503]),
+    "schedules.resume_job": _Operation(errors=[404, 409, 503]),
+    "schedules.preview_schedule": _Operation(errors=[400, 413], query=["next"]),
     "executions.get_job_execution": _STORED,
     "executions.stop_job_execution": _STORED,
     "executions.execution_output": _OUTPUT,

@@ -16,6 +16,7 @@ from fastlane_core.api.links import request_links
 from fastlane_core.api.lookup import check_task_id
 from fastlane_core.api.payload import payload_schema
 from fastlane_core.contracts.storage import Submitted
+from fastlane_core.engine.schedules import next_execution_id
 from fastlane_core.engine.submission import JobOrder
 from fastlane_core.errors import InvalidInput
 
@@ -38,6 +39,7 @@ async def requested_job(context: ApiContext, task_id: str, job_id: str | None = 
         retries=payload.retries,
         retry=payload.retry,
         start_at=payload.start_at,
+        schedule=payload.schedule,
         expiration=payload.expiration,
         priority=payload.priority,
         notifications=payload.notifications,
@@ -56,7 +58,7 @@ def submitted_answer(context: ApiContext, submitted: Submitted) -> Response:
             "jobId": job.id,
             "executionId": execution.id if execution else None,
             "executionUrl": links.execution(job.task_id, job.id, execution.id) if execution else None,
-            "queueJobId": execution.id if execution else None,
+            "queueJobId": execution.id if execution else next_execution_id(job),
             "jobUrl": links.job(job.task_id, job.id),
             "taskUrl": links.task(job.task_id),
         }

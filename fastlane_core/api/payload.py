@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, c
 from quart import current_app
 
 from fastlane_core.api.bodies import kind_of, parse_json_object
-from fastlane_core.api.moments import expiration_moment, start_moment
+from fastlane_core.api.moments import expiration_moment
 from fastlane_core.api.retry_payload import RetryPayload, retry_policy
+from fastlane_core.api.schedule_payload import SCHEDULE_EXPECTED, ScheduleFields, checked_schedule
 from fastlane_core.errors import InvalidInput, SettingsError
-from fastlane_core.models import Json, JsonObject, RetryPolicy, RunSpec
+from fastlane_core.models import Json, JsonObject, RetryPolicy, RunSpec, Schedule
 
 #: Key of the schema among the extensions of the Quart application.
 PAYLOAD_SCHEMA = "fastlane.payload"
@@ -26,7 +27,7 @@ PAYLOAD_SCHEMA = "fastlane.payload"
 _LATER = "this version of Fastlane does not have it yet"
 #: Fields of the job that cannot be honoured, unless a plugin brings them, and why.
 _NOT_HERE = {
-    **dict.fromkeys(("cron", "notify", "webhooks"), _LATER),
+    **dict.fromkeys(("notify", "webhooks"), _LATER),
     "additionalDNSEntries": "no runner that is enabled here has such an option",
 }
 #: Those of them that clients send empty when they want nothing.
@@ -52,8 +53,7 @@ _EXPECTED = {
     "envs": f"an object whose values are each {_ENV_VALUE}",
     "metadata": "an object",
     **dict.fromkeys(("timeout", "queueTimeout", "pullTimeout"), "a number of seconds greater than 0"),
-    "startAt": "Unix time in seconds, or ISO 8601 with an offset",
-    "startIn": "a length of time such as 2m30s",
+    **SCHEDULE_EXPECTED,
     "expiration": "Unix time in seconds, or ISO 8601 with an offset",
     "expiresIn": "a length of time such as 2m30s",
     "priority": "a whole number from 0 to 9",
@@ -64,7 +64,7 @@ _EXPECTED = {
 _STRUCTURED = frozenset({"retry"})
 
 
-class JobPayload(BaseModel):
+class JobPayload(ScheduleFields):
     """What a job is asked for with. Fields that are null take their defaults."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -84,12 +84,6 @@ class JobPayload(BaseModel):
     )
     pullTimeout: float | None = Field(  # noqa: N815
         default=None, gt=0, description="Seconds that pulling its image may take; at most what the operator allows."
-    )
-    startAt: float | str | None = Field(  # noqa: N815 - as clients know it
-        default=None, description="When to start: Unix time in seconds, or ISO 8601 with an offset."
-    )
-    startIn: str | None = Field(  # noqa: N815
-        default=None, description="How long from now to start, such as 10s, 2m30s, 4h or 1d."
     )
     expiration: float | str | None = Field(
         default=None, description="Moment after which it must not start any more, in either form of startAt."
@@ -111,6 +105,7 @@ class CheckedPayload:
     retries: int
     retry: RetryPolicy | None
     start_at: float | None
+    schedule: Schedule | None
     expiration: float | None
     priority: int
     notifications: Mapping[str, JsonObject]
@@ -172,6 +167,7 @@ class PayloadSchema:
             payload = self.model.model_validate(wanted)
         except ValidationError as error:
             raise self._refusal(error, moved) from None
+        start_at, schedule = checked_schedule(payload, now=now)
         return CheckedPayload(
             spec=RunSpec(
                 image=_checked_image(payload.image),
@@ -185,7 +181,8 @@ class PayloadSchema:
             metadata=_bounded("metadata", payload.metadata, _MAX_METADATA_BYTES),
             retries=payload.retries,
             retry=retry_policy(payload.retry),
-            start_at=start_moment(payload.startAt, payload.startIn, now=now),
+            start_at=start_at,
+            schedule=schedule,
             expiration=expiration_moment(payload.expiration, payload.expiresIn, now=now),
             priority=payload.priority,
             notifications=self._plugin_fields(payload, self._notifications),

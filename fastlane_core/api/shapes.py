@@ -11,6 +11,7 @@ from fastlane_core.api.links import Links
 from fastlane_core.api.outputs import read_text
 from fastlane_core.api.times import iso_time
 from fastlane_core.api.waiting import WaitingReasons
+from fastlane_core.engine.schedules import is_active, next_execution_id
 from fastlane_core.models import Execution, Job, Json, JsonObject, RetryPolicy, Status, Stream, Task
 from fastlane_core.redaction import redact
 
@@ -70,13 +71,51 @@ def job_shape(
         "image": job.spec.image,
         "command": job.spec.command,
         "requestIPAddress": job.request_ip,
-        "scheduled": False,
+        "scheduled": is_active(job),
+        "schedule": schedule_shape(job),
         "executionCount": count,
         "metadata": _job_metadata(context, job, last),
         "executions": executions,
         "status": last.status.value if last else None,
         "stopRequestedAt": iso_time(job.stop_requested_at),
         "generation": job.generation,
+    }
+
+
+def schedule_shape(job: Job) -> dict[str, Json] | None:
+    """The job's schedule and how far it has come; None for a job that has none."""
+    schedule = job.schedule
+    if schedule is None:
+        return None
+    return {
+        "cron": schedule.cron,
+        "timezone": schedule.timezone,
+        "misfire": schedule.misfire.value,
+        "misfireCap": schedule.misfire_cap,
+        "overlap": schedule.overlap.value,
+        "jitter": schedule.jitter,
+        "startAt": iso_time(schedule.start_at),
+        "endAt": iso_time(schedule.end_at),
+        "pausedAt": iso_time(schedule.paused_at),
+        "nextScheduledAt": iso_time(schedule.next_tick_at) if is_active(job) else None,
+        "lastScheduledAt": iso_time(schedule.last_tick_at),
+        "skipped": schedule.skipped,
+        "lastSkippedAt": iso_time(schedule.last_skipped_at),
+        "lastSkippedWhy": schedule.last_skipped_why,
+    }
+
+
+def scheduled_item(context: ApiContext, job: Job, links: Links) -> dict[str, Json]:
+    """A job with a schedule, within a list of those."""
+    shape = job_shape(context, job, last=None, count=0, executions=[])
+    for name in ("executions", "taskId", "executionCount", "status"):
+        del shape[name]
+    return {
+        **shape,
+        "nextScheduledAt": iso_time(job.due_at),
+        "url": links.job(job.task_id, job.id),
+        "stopUrl": links.job(job.task_id, job.id) + "stop/",
+        "task": task_link(job.task_id, links),
     }
 
 
@@ -111,6 +150,7 @@ async def execution_shape(
         "reason": execution.reason.value if execution.reason else None,
         "message": execution.message,
         "waitingFor": await waiting.of(execution),
+        "scheduledFor": iso_time(execution.tick),
         "attempt": execution.attempt,
         "retryOf": execution.retry_of,
         "failure": execution.failure.value if execution.failure else None,
@@ -150,7 +190,7 @@ def _job_metadata(context: ApiContext, job: Job, last: Execution | None) -> dict
         "timeout": job.spec.timeout,
         "envs": cast("JsonObject", redact(job.spec.env, words)),
         "additional_dns_entries": _dns_entries(context, job),
-        "enqueued_id": last.id if last else None,
+        "enqueued_id": last.id if last else next_execution_id(job),
     }
     for name in ("notify", "webhooks"):
         asked = wanted.get(name)
@@ -163,6 +203,7 @@ def _job_metadata(context: ApiContext, job: Job, last: Execution | None) -> dict
     if job.metadata:
         metadata["custom"] = job.metadata
     optional: dict[str, Json] = {
+        "cron": job.schedule.cron if job.schedule else None,
         "expiration": job.expiration,
         "queueTimeout": job.spec.queue_timeout,
         "pullTimeout": job.spec.pull_timeout,

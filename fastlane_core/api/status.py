@@ -11,13 +11,14 @@ from quart import Blueprint, Response
 
 from fastlane_core.api.answers import json_answer
 from fastlane_core.api.context import ApiContext, current_context
-from fastlane_core.api.shapes import container_id, host_and_port
+from fastlane_core.api.links import request_links
+from fastlane_core.api.shapes import container_id, host_and_port, scheduled_item
 from fastlane_core.api.times import iso_time
 from fastlane_core.api.waiting import live_workers
 from fastlane_core.contracts.queue import LaneStats
 from fastlane_core.engine.presence import APIS_SCOPE, live_reports
 from fastlane_core.errors import QueueUnavailable, StorageUnavailable
-from fastlane_core.models import Json, JsonObject, Status
+from fastlane_core.models import Job, Json, JsonObject, Status
 
 blueprint = Blueprint("status", __name__)
 
@@ -25,6 +26,8 @@ blueprint = Blueprint("status", __name__)
 _HEALTH_TIMEOUT = 2.0
 #: Unfinished executions looked through for running ones: the longest unfinished come first.
 _LOOKED_THROUGH = 200
+#: Jobs with a schedule that are told of: those that fire next.
+_SCHEDULED = 1_000
 
 
 @blueprint.get("/")
@@ -62,13 +65,18 @@ async def status() -> Response:
         context.storage.count_jobs(),
         _running(context),
     )
+    scheduled, scheduled_count = await asyncio.gather(
+        context.storage.list_scheduled_jobs(cursor=None, limit=_SCHEDULED),
+        context.storage.count_scheduled_jobs(),
+    )
+    links = request_links(context)
     return json_answer(
         {
             "hosts": _hosts(workers, stats),
             "containers": {"running": running},
-            "queues": _queues(stats),
+            "queues": _queues(stats, scheduled.items, scheduled_count),
             "tasks": {"count": tasks},
-            "jobs": {"count": jobs, "scheduled": []},
+            "jobs": {"count": jobs, "scheduled": [scheduled_item(context, each, links) for each in scheduled.items]},
             "fastlane": {
                 "version": context.version,
                 "pid": os.getpid(),
@@ -133,16 +141,17 @@ async def _running(context: ApiContext) -> list[Json]:
     return running
 
 
-def _queues(stats: Mapping[str, LaneStats]) -> dict[str, Json]:
-    due = [each.next_due_at for each in stats.values() if each.next_due_at is not None]
-    next_due = min(due, default=None)
+def _queues(stats: Mapping[str, LaneStats], scheduled: Sequence[Job], scheduled_count: int) -> dict[str, Json]:
+    """`scheduled` are the first of the jobs that run again and again."""
+    due = [each.next_due_at for each in stats.values()] + [each.due_at for each in scheduled[:1]]
+    next_due = min((at for at in due if at is not None), default=None)
     return {
         "jobs": {"length": sum(each.waiting for each in stats.values())},
         "monitor": {"length": sum(each.leased for each in stats.values())},
         "webhooks": {"length": 0},
         "notify": {"length": 0},
         "scheduled": {
-            "length": sum(each.delayed for each in stats.values()),
+            "length": sum(each.delayed for each in stats.values()) + scheduled_count,
             "nextTimeStamp": next_due,
             "nextHumanReadableDate": iso_time(next_due),
         },

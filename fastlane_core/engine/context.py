@@ -20,7 +20,7 @@ from fastlane_core.models import Event, Mending
 class Duties:
     """What a worker does; each may be left to others."""
 
-    #: Claims new executions. Without it, it only takes over those whose worker is gone.
+    #: Fires schedules and claims new executions. Without it, it only takes over those whose worker is gone.
     jobs: bool = True
     #: Compares storage, queue and engines, and mends what does not fit. Without it and without jobs it takes nothing.
     monitor: bool = True

@@ -88,7 +88,8 @@ def due_ticks(job: Job, *, now: float) -> Firing:
     if first >= now - MISSED_AFTER:
         # The usual case, and the quick one: what else is due is seen by the next look.
         return Firing(job=job, ticks=(first,), last=first)
-    missed, late = 0, deque[float](maxlen=max(1, schedule.misfire_cap))
+    cap = schedule.misfire_cap if schedule.misfire is Misfire.RUN_ALL else 1
+    missed, newest = 0, deque[float](maxlen=cap + 1)
     in_time: list[float] = []
     for at in _until(job, schedule, _ticks(schedule, first - 0.001)):
         if at > now:
@@ -97,20 +98,17 @@ def due_ticks(job: Job, *, now: float) -> Firing:
             in_time.append(at)
         else:
             missed += 1
-            late.append(at)
-    newest_missed = late[-1]
-    if schedule.misfire is Misfire.RUN_ALL:
-        made_up = list(late)
-    else:
-        made_up = [newest_missed] if schedule.misfire is Misfire.RUN_ONCE and not in_time else []
+            newest.append(at)
+    if schedule.misfire is Misfire.SKIP or (schedule.misfire is Misfire.RUN_ONCE and in_time):
+        cap = 0
+    made_up = list(newest)[len(newest) - min(cap, missed) :]
     skipped = missed - len(made_up)
-    unmade = newest_missed if not made_up else late[0] if schedule.misfire is Misfire.RUN_ALL else first
     return Firing(
         job=job,
         ticks=(*made_up, *in_time),
-        last=max([newest_missed, *in_time]),
+        last=max([*newest, *in_time]),
         skipped=skipped,
-        last_skipped_at=unmade if skipped else None,
+        last_skipped_at=newest[-1 - len(made_up)] if skipped else None,
         last_skipped_why=_MISSED if skipped else None,
     )
 
@@ -160,6 +158,12 @@ def advanced(firing: Firing) -> Job:
 def execution_id(job: Job, tick: float) -> str:
     """The id of the execution that the job's schedule makes for a tick."""
     return tick_id(job.task_id, job.id, job.generation, tick)
+
+
+def next_execution_id(job: Job) -> str | None:
+    """The id that the execution of the job's next tick will have; None if none comes."""
+    tick = job.schedule.next_tick_at if job.schedule else None
+    return None if tick is None else execution_id(job, tick)
 
 
 def execution_of(job: Job, tick: float, *, lane: str, now: float) -> Execution:

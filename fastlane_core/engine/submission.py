@@ -12,8 +12,9 @@ from fastlane_core.contracts.queue import Queue, QueueItem
 from fastlane_core.contracts.storage import Storage, Submission, Submitted
 from fastlane_core.engine.identifiers import new_id
 from fastlane_core.engine.routing import Routing
+from fastlane_core.engine.schedules import begun
 from fastlane_core.errors import InvalidInput, QueueUnavailable
-from fastlane_core.models import Execution, Job, JsonObject, RetryPolicy, RunSpec, Status
+from fastlane_core.models import Execution, Job, JsonObject, RetryPolicy, RunSpec, Schedule, Status
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +32,8 @@ class JobOrder:
     retries: int = 0
     retry: RetryPolicy | None = None
     start_at: float | None = None
+    #: Has no state yet.
+    schedule: Schedule | None = None
     expiration: float | None = None
     priority: int = 0
     notifications: Mapping[str, JsonObject] = field(default_factory=dict)
@@ -55,9 +58,10 @@ class JobSubmission:
         return submitted
 
     def prepared(self, order: JobOrder) -> Submission:
-        """The job with its first execution, as they are to be stored.
+        """The job, with its first execution unless its schedule makes that, as they are to be stored.
 
-        Raises InvalidInput where no lane takes the task, an option belongs to another runner, or the runner refuses it.
+        Raises InvalidInput where no lane takes the task, an option belongs to another runner, the runner refuses it, or
+        its schedule never fires.
         """
         lane = self._routing.lane_for(order.task_id).name
         runner = self._routing.runner_of(lane)
@@ -79,12 +83,18 @@ class JobSubmission:
             retries=order.retries,
             retry=order.retry,
             start_at=order.start_at,
+            schedule=order.schedule,
             expiration=order.expiration,
             priority=order.priority,
             notifications=order.notifications,
             idempotency_key=order.idempotency_key,
             request_digest=order.request_digest,
         )
+        if job.schedule is not None:
+            job = begun(job, now=now)
+            if job.due_at is None:
+                raise InvalidInput("cron", "it does not come before the job's end")
+            return Submission(job=job, execution=None)
         execution = Execution(
             id=new_id(),
             job_id=job.id,

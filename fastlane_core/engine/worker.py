@@ -13,6 +13,7 @@ from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.leases import LeaseKeeper
 from fastlane_core.engine.presence import REPORT_SECONDS, WORKERS_SCOPE, Presence
 from fastlane_core.engine.reconciling import Reconciler
+from fastlane_core.engine.scheduling import Scheduler
 from fastlane_core.errors import FastlaneError, QueueUnavailable, StorageUnavailable
 from fastlane_core.models import Event, EventKind, Json
 
@@ -60,6 +61,8 @@ class Worker:
             keeping += [self._begin("leases", self._keeper.run), self._begin("report", self._report)]
             if context.options.duties.monitor:
                 keeping.append(self._begin("reconcile", self._reconciler.run))
+            if context.options.duties.jobs:
+                claiming.append(self._begin("schedule", Scheduler(context).run))
             for name in self._lanes:
                 claim = ClaimLoop(context, lanes[name], context.routing.runner_of(name), self._keeper)
                 claiming.append(self._begin(f"claim {name}", claim.run))

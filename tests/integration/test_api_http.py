@@ -25,7 +25,17 @@ MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}"
 EXECUTION_KEYS = {
     *("executionId", "createdAt", "startedAt", "finishedAt", "requestIPAddress", "image", "command", "status"),
     *("exitCode", "log", "error", "metadata"),
-    *("logTruncated", "errorTruncated", "outputLimitReached", "reason", "message", "waitingFor", "attempt", "retryOf"),
+    *(
+        "logTruncated",
+        "errorTruncated",
+        "outputLimitReached",
+        "reason",
+        "message",
+        "waitingFor",
+        "attempt",
+        "retryOf",
+        "scheduledFor",
+    ),
     "nextRetryAt",
 }
 
@@ -147,7 +157,7 @@ async def test_job_has_the_shape_that_clients_know(api: Api) -> None:
     assert body["task"] == {"id": "t", "url": f"{api.url}/tasks/t/"}
     job = body["job"]
     assert set(job) == {
-        *("createdAt", "lastModifiedAt", "image", "command", "taskId", "scheduled", "executionCount"),
+        *("createdAt", "lastModifiedAt", "image", "command", "taskId", "scheduled", "schedule", "executionCount"),
         *("requestIPAddress", "metadata", "executions", "status", "stopRequestedAt", "generation"),
     }
     assert re.fullmatch(MOMENT, job["createdAt"])
