@@ -37,6 +37,7 @@ EXECUTION_KEYS = {
         "scheduledFor",
     ),
     "nextRetryAt",
+    "failure",
 }
 
 
