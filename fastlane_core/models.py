@@ -170,6 +170,8 @@ class Task:
     #: When a job was last submitted to it.
     modified_at: float
     jobs_count: int = 0
+    #: Executions of it that may hold a slot at a time, as callers have said; None for any number.
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,6 +201,8 @@ class Job:
     expiration: float | None = None
     #: 0 to 9; higher starts earlier within its lane.
     priority: int = 0
+    #: Executions of it that may hold a slot at a time; None for any number.
+    concurrency: int | None = None
     #: What notifier plugins were asked for, by payload field; validated by their models.
     notifications: JsonObject = field(default_factory=dict)
     #: The caller's key that makes a repeated submission harmless, unique within the task.
@@ -265,6 +269,8 @@ class Execution:
     created_at: float
     updated_at: float
     priority: int = 0
+    #: Executions of its job that may hold a slot at a time, this one included; None for any number.
+    job_concurrency: int | None = None
     #: 1 for the first attempt.
     attempt: int = 1
     #: Failed attempts before this one that count against the job's `retries`.

@@ -150,6 +150,14 @@ class Storage(ABC):
     async def count_tasks(self) -> int:
         """How many tasks there are; costs the same for any number."""
 
+    @abstractmethod
+    async def limit_task(self, task_id: str, concurrency: int | None, *, now: float) -> Task:
+        """Store the task's `concurrency`, making the task if there is none, and return it."""
+
+    @abstractmethod
+    async def list_limited_tasks(self, *, cursor: str | None, limit: int) -> Page[Task]:
+        """Tasks that have a `concurrency`, in the order they were made."""
+
     # Jobs
 
     @abstractmethod

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fastlane_core.contracts.storage import Storage, Submission
-from fastlane_core.models import Job
+from fastlane_core.models import Job, Task
 from fastlane_core.testing.examples import CREATED_AT, ODD_TEXTS, a_job, a_submission
 from fastlane_core.testing.storage_fixtures import CLIENTS, StorageFixtures, store_job
 
@@ -176,3 +176,59 @@ class StorageTaskTests(StorageFixtures):
         assert [(task.id, task.jobs_count) for task in await storage.list_tasks(start=0, limit=10)] == [
             (task_id, 1) for task_id in ids
         ]
+
+    # Limits
+
+    async def test_a_limit_is_kept_with_its_task(self, storage: Storage) -> None:
+        await store_job(storage, a_job("first", created_at=10.0))
+
+        limited = await storage.limit_task("first", 3, now=20.0)
+
+        assert limited == await storage.get_task("first")
+        assert (limited.concurrency, limited.jobs_count, limited.created_at) == (3, 1, 10.0)
+        await store_job(storage, a_job("first", created_at=30.0))
+        assert await storage.limit_task("first", 5, now=40.0) == await storage.get_task("first")
+        (listed,) = await storage.list_tasks(start=0, limit=10)
+        assert (listed.concurrency, listed.jobs_count) == (5, 2)
+        assert (await storage.limit_task("first", None, now=50.0)).concurrency is None
+
+    async def test_a_limit_makes_its_task(self, storage: Storage) -> None:
+        made = await storage.limit_task("New task", 2, now=10.0)
+
+        assert made == Task(id="New task", created_at=10.0, modified_at=10.0, jobs_count=0, concurrency=2)
+        assert (await storage.search_tasks("new", start=0, limit=10))[0] == [made]
+        await store_job(storage, a_job("New task", created_at=20.0))
+        (found,), count = await storage.search_tasks("new", start=0, limit=10)
+        assert (found.jobs_count, found.created_at, found.modified_at, found.concurrency, count) == (
+            1,
+            10.0,
+            20.0,
+            2,
+            1,
+        )
+        assert await storage.count_tasks() == 1
+
+    async def test_limited_tasks_are_listed_page_by_page(self, storage: Storage) -> None:
+        for number in range(7):
+            await store_job(storage, a_job(f"{number}"))
+            if number != 3:
+                await storage.limit_task(f"{number}", number + 1, now=10.0)
+        await storage.limit_task("5", None, now=20.0)
+
+        found: list[str] = []
+        cursor: str | None = None
+        while True:
+            page = await storage.list_limited_tasks(cursor=cursor, limit=2)
+            found += [task.id for task in page.items]
+            cursor = page.cursor
+            if cursor is None:
+                break
+
+        assert found == ["0", "1", "2", "4", "6"]
+        assert (await storage.list_limited_tasks(cursor=None, limit=5)).cursor is None
+
+    async def test_concurrent_limits_of_a_new_task_make_one(self, storage: Storage, clients: Sequence[Storage]) -> None:
+        await asyncio.gather(*(client.limit_task("new", number, now=1.0) for number, client in enumerate(clients)))
+
+        (task,) = await storage.list_tasks(start=0, limit=10)
+        assert (await storage.list_limited_tasks(cursor=None, limit=10)).items == [task]

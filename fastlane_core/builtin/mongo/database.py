@@ -30,6 +30,7 @@ INDEXES: Mapping[str, list[IndexModel]] = {
         IndexModel([("number", 1)], unique=True),
         IndexModel([("words", 1)]),
         IndexModel([("unsettled", 1)]),
+        IndexModel([("limited", 1)], sparse=True),
     ],
     "jobs": [
         IndexModel([("task", 1), ("modified_at", -1), ("_id", -1)]),

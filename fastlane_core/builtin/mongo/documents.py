@@ -32,14 +32,14 @@ def words(text: str) -> frozenset[str]:
     return frozenset(_word.findall(text.casefold()))
 
 
-def task_document(job: Job, number: int) -> Document:
-    """A new task, made by its first job."""
+def task_document(task: Task, number: int) -> Document:
+    """A new task that has no job yet."""
     return {
-        "_id": escape(job.task_id),
+        "_id": escape(task.id),
         "number": number,
-        "created_at": job.created_at,
-        "modified_at": job.modified_at,
-        "words": sorted(words(job.task_id)),
+        "created_at": task.created_at,
+        "modified_at": task.modified_at,
+        "words": sorted(words(task.id)),
         "jobs": 0,
         "unsettled": 0,
         "pending": {},
@@ -53,6 +53,7 @@ def task_of(document: Document) -> Task:
         created_at=document["created_at"],
         modified_at=document["modified_at"],
         jobs_count=document["jobs"],
+        concurrency=document.get("concurrency"),
     )
 
 

@@ -23,7 +23,7 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 from fastlane_core.builtin.mongo.database import Collections
 from fastlane_core.builtin.mongo.documents import Document, task_document
 from fastlane_core.builtin.mongo.keys import escape
-from fastlane_core.models import Job
+from fastlane_core.models import Job, Task
 
 _DUPLICATE = 11000
 #: A revision that no record has.
@@ -78,14 +78,18 @@ async def count_job(db: Collections, job: Job, key: str, token: str) -> None:
         "$set": {f"pending.{token}": key},
     }
     while (await db.tasks.quick.update_one({"_id": task}, entered)).matched_count == 0:
-        async with db.making_tasks:
-            last = await db.tasks.quick.find_one({}, {"number": 1}, sort=[("number", -1)])
-            document = task_document(job, last["number"] + 1 if last else 1)
-            try:
-                await db.tasks.quick.insert_one(document)
-            except DuplicateKeyError:
-                # The same task or the same number, made by another process: numbers have no gaps.
-                await asyncio.sleep(random.uniform(0, 0.02))  # noqa: S311
+        await make_task(db, Task(id=job.task_id, created_at=job.created_at, modified_at=job.modified_at))
+
+
+async def make_task(db: Collections, task: Task) -> None:
+    """Try to store a task that is not there, without jobs."""
+    async with db.making_tasks:
+        last = await db.tasks.quick.find_one({}, {"number": 1}, sort=[("number", -1)])
+        try:
+            await db.tasks.quick.insert_one(task_document(task, last["number"] + 1 if last else 1))
+        except DuplicateKeyError:
+            # The same task or the same number, made by another process: numbers have no gaps.
+            await asyncio.sleep(random.uniform(0, 0.02))  # noqa: S311
 
 
 async def confirm_job(db: Collections, task: str, token: str) -> None:

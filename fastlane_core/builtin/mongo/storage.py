@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from fastlane_core.builtin.mongo import logs, submitting, task_search
@@ -32,7 +33,7 @@ from fastlane_core.builtin.mongo.keys import (
 from fastlane_core.builtin.mongo.pages import behind, newest, next_cursor
 from fastlane_core.builtin.mongo.retention import remove_finished
 from fastlane_core.builtin.mongo.server import MongoServer
-from fastlane_core.builtin.mongo.settling import Healer
+from fastlane_core.builtin.mongo.settling import Healer, make_task
 from fastlane_core.contracts.records import decode_execution, decode_job
 from fastlane_core.contracts.storage import (
     FailureFilter,
@@ -108,6 +109,31 @@ class MongoStorage(Storage):
     async def count_tasks(self) -> int:
         with self._database.call() as db:
             return await task_search.count_tasks(db)
+
+    async def limit_task(self, task_id: str, concurrency: int | None, *, now: float) -> Task:
+        key = {"_id": escape(task_id)}
+        with self._database.call() as db:
+            while True:
+                found = await db.tasks.quick.find_one(key, {"number": 1})
+                if found is None:
+                    await make_task(db, Task(id=task_id, created_at=now, modified_at=now))
+                    continue
+                # The list of those that have one goes by `limited`.
+                update: Document = {"$set": {"concurrency": concurrency, "limited": found["number"]}}
+                if concurrency is None:
+                    update = {"$unset": {"concurrency": "", "limited": ""}}
+                limited = await db.tasks.durable.find_one_and_update(key, update, return_document=ReturnDocument.AFTER)
+                if limited is not None:
+                    return task_of(limited)
+
+    async def list_limited_tasks(self, *, cursor: str | None, limit: int) -> Page[Task]:
+        last = 0.0 if cursor is None else decode_timed_cursor(cursor)[0]
+        with self._database.call() as db:
+            found = await db.tasks.quick.find({"limited": {"$gt": last}}).sort("limited", 1).limit(limit + 1).to_list()
+        following = None
+        if len(found) > limit:
+            following = encode_cursor(float(found[limit - 1]["limited"]), found[limit - 1]["_id"])
+        return Page(items=[task_of(each) for each in found[:limit]], cursor=following)
 
     # Jobs
 

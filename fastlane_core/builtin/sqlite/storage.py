@@ -33,10 +33,14 @@ from fastlane_core.models import Execution, Job, JsonObject, LogChunk, Stream, T
 Row: TypeAlias = tuple[Any, ...]
 Record = TypeVar("Record")
 
-_TASK = "SELECT id, created_at, modified_at, jobs FROM tasks "
+_TASK = "SELECT id, created_at, modified_at, jobs, concurrency FROM tasks "
 GET_TASK = _TASK + "WHERE id = ?"
 GET_TASK_NUMBER = _TASK + "WHERE number = ?"
 LIST_TASKS = _TASK + "WHERE number > ? ORDER BY number LIMIT ?"
+LIST_LIMITED_TASKS = """
+    SELECT id, created_at, modified_at, jobs, concurrency, number FROM tasks
+    WHERE concurrency IS NOT NULL AND number > ? ORDER BY number LIMIT ?
+"""
 COUNT_TASKS = "SELECT max(number) FROM tasks"
 COUNT_JOBS = "SELECT max(number) FROM jobs"
 LIST_JOBS = """
@@ -137,6 +141,19 @@ class SqliteStorage(Storage):
         return await self._highest(COUNT_TASKS)
 
     # Jobs
+
+    async def limit_task(self, task_id: str, concurrency: int | None, *, now: float) -> Task:
+        def limit(connection: sqlite3.Connection) -> Task:
+            storage_records.limit_task(connection, task_id, concurrency, now)
+            return _task(connection.execute(GET_TASK, (task_id,)).fetchone())
+
+        return await self._session.write(limit)
+
+    async def list_limited_tasks(self, *, cursor: str | None, limit: int) -> Page[Task]:
+        behind = 0 if cursor is None else decode_cursor(cursor)[1]
+        rows = await self._rows(LIST_LIMITED_TASKS, (behind, limit + 1))
+        last = encode_cursor(0.0, rows[limit - 1][-1]) if len(rows) > limit else None
+        return Page(items=[_task(row[:-1]) for row in rows[:limit]], cursor=last)
 
     async def get_job(self, task_id: str, job_id: str) -> Job | None:
         rows = await self._rows(storage_records.FIND_JOB, (task_id, job_id))
@@ -284,8 +301,8 @@ class SqliteStorage(Storage):
 
 
 def _task(row: Row) -> Task:
-    task_id, created_at, modified_at, jobs = row
-    return Task(id=task_id, created_at=created_at, modified_at=modified_at, jobs_count=jobs)
+    task_id, created_at, modified_at, jobs, concurrency = row
+    return Task(id=task_id, created_at=created_at, modified_at=modified_at, jobs_count=jobs, concurrency=concurrency)
 
 
 def _page(rows: Sequence[Row], limit: int, decode: Callable[[bytes], Record]) -> Page[Record]:

@@ -19,6 +19,11 @@ TOUCH_TASK = """
         modified_at = max(modified_at, excluded.modified_at), jobs = jobs + excluded.jobs
     RETURNING number, jobs, (SELECT max(number) FROM jobs)
 """
+LIMIT_TASK = """
+    INSERT INTO tasks (id, created_at, modified_at, jobs, concurrency) VALUES (?, ?, ?, 0, ?)
+    ON CONFLICT (id) DO UPDATE SET concurrency = excluded.concurrency
+    RETURNING number, jobs
+"""
 FIND_KEY = """
     SELECT jobs.record, idempotency_keys.execution
     FROM tasks CROSS JOIN idempotency_keys ON idempotency_keys.task = tasks.number
@@ -111,6 +116,14 @@ def execution_row(execution: Execution, job: int) -> Row:
     """The values of INSERT_EXECUTION, where the job has that number."""
     indexed = _indexed(execution)
     return (execution.id, job, execution.created_at, execution.revision, *indexed, encode_execution(execution))
+
+
+def limit_task(connection: sqlite3.Connection, task_id: str, concurrency: int | None, now: float) -> None:
+    """Store how many executions of the task may hold a slot at a time."""
+    rows = connection.execute(LIMIT_TASK, (task_id, now, now, concurrency)).fetchall()
+    number, jobs = rows[0]
+    if not jobs:
+        index_task(connection, number, task_id)
 
 
 def find_execution(connection: sqlite3.Connection, execution_id: str) -> Execution | None:

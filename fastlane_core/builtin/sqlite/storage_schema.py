@@ -121,5 +121,9 @@ STORAGE_SCHEMA = Schema(
             "CREATE INDEX executions_failed ON executions (failed_at) WHERE failed_at IS NOT NULL",
             "CREATE INDEX executions_failed_by_task ON executions (failed_task, failed_at) WHERE failed_at IS NOT NULL",
         ),
+        (
+            "ALTER TABLE tasks ADD COLUMN concurrency INTEGER",
+            "CREATE INDEX tasks_limited ON tasks (number) WHERE concurrency IS NOT NULL",
+        ),
     ),
 )

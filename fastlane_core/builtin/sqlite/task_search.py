@@ -16,7 +16,7 @@ _word = re.compile(r"[^\W_]+")
 #: Sorts behind every word with the same beginning: it is no letter and the last of all characters.
 _LAST = "\U0010ffff"
 
-INSERT_WORD = "INSERT INTO task_words VALUES (?, ?)"
+INSERT_WORD = "INSERT INTO task_words VALUES (?, ?) ON CONFLICT DO NOTHING"
 COUNT_WORD = "SELECT count(*) FROM (SELECT 1 FROM task_words WHERE word >= ? AND word < ? LIMIT ?)"
 FIND_WORD = "SELECT found.task FROM task_words AS found WHERE found.word >= ? AND found.word < ?"
 _AND_WORD = " AND EXISTS (SELECT 1 FROM task_words WHERE task = found.task AND word >= ? AND word < ?)"
