@@ -26,6 +26,7 @@ from fastlane_core.api.schedules import blueprint as schedules
 from fastlane_core.api.security import guard
 from fastlane_core.api.status import blueprint as status
 from fastlane_core.api.tasks import blueprint as tasks
+from fastlane_core.api.waiting import SharedReasons
 from fastlane_core.api.websocket import blueprint as websocket
 
 
@@ -51,7 +52,9 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
         queue_timeout=context.queue_timeout,
         pull_timeout=context.pull_timeout,
     )
-    app.extensions[FOLLOWERS] = Followers(context.limits.followers)
+    app.extensions[FOLLOWERS] = Followers(
+        context.limits.followers, SharedReasons(context, seconds=context.limits.follow_poll_seconds)
+    )
     answer_errors(app)
     guard(app, context)
     app.before_request(check_path)

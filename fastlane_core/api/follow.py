@@ -67,7 +67,7 @@ def _answer(context: ApiContext, execution: Execution) -> Response:
 
 async def _lines(context: ApiContext, places: Followers, execution_id: str, after: int) -> AsyncIterator[bytes]:
     with places.one_more():
-        async with aclosing(follow_execution(context, execution_id, after=after)) as happenings:
+        async with aclosing(follow_execution(context, execution_id, after=after, reasons=places.reasons)) as happenings:
             try:
                 async for happening in happenings:
                     yield json.dumps(_line(happening), sort_keys=True, separators=(",", ":")).encode() + b"\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import structlog
@@ -14,10 +14,11 @@ from quart import current_app
 from fastlane_core.api.answers import TooManyFollowers
 from fastlane_core.api.context import ApiContext
 from fastlane_core.api.outputs import PIECE_BYTES
+from fastlane_core.api.waiting import SharedReasons
 from fastlane_core.contracts.queue import Queue, Subscription
 from fastlane_core.engine.topics import execution_topic
 from fastlane_core.errors import QueueUnavailable
-from fastlane_core.models import Execution, LogChunk
+from fastlane_core.models import Execution, LogChunk, Status
 
 log = structlog.get_logger(__name__)
 
@@ -36,8 +37,10 @@ Happening = LogChunk | Execution | Heartbeat
 class Followers:
     """How many clients follow, bounded: each costs a task, a subscription and a look at storage now and then."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, reasons: SharedReasons) -> None:
         self._limit = limit
+        #: Why what they follow has not started.
+        self.reasons = reasons
         self._count = 0
 
     @contextmanager
@@ -57,8 +60,12 @@ def followers() -> Followers:
     return cast("Followers", current_app.extensions[FOLLOWERS])
 
 
-async def follow_execution(context: ApiContext, execution_id: str, *, after: int) -> AsyncGenerator[Happening, None]:
+async def follow_execution(
+    context: ApiContext, execution_id: str, *, after: int, reasons: SharedReasons | None = None
+) -> AsyncGenerator[Happening, None]:
     """Chunks beyond sequence `after`, and the record whenever its status (or what it waits for) is a new one.
+
+    With `reasons`, the record of one that has been waiting for a while also says what for where only they know.
 
     The last item of an execution that has ended is its record, behind everything that it wrote. The iterator also
     ends, without that, when the server closes or the record was removed. Raises StorageUnavailable.
@@ -67,12 +74,15 @@ async def follow_execution(context: ApiContext, execution_id: str, *, after: int
     async with AsyncExitStack() as stack:
         wakeups = await stack.enter_async_context(_Wakeups(context, execution_topic(execution_id)))
         told: tuple[object, ...] | None = None
-        spoken_at = loop.time()
+        begun_at = spoken_at = loop.time()
         while True:
             # The record before the log: what a record with a final status leaves behind is all there.
             execution = await context.storage.get_execution(execution_id)
             if execution is None:
                 return
+            has_waited = loop.time() - begun_at >= context.limits.follow_poll_seconds
+            if reasons is not None and execution.status is Status.ENQUEUED and has_waited:
+                execution = replace(execution, waiting_for=await reasons.of(execution))
             state = (execution.status, execution.waiting_for)
             if state != told and not execution.status.is_final:
                 told, spoken_at = state, loop.time()

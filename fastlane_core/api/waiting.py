@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from fastlane_core.api.context import ApiContext
@@ -63,6 +64,25 @@ class WaitingReasons:
         if stats.leased >= capacity:
             return f"a free slot in the lane {name}: {stats.leased} of {capacity} are taken"
         return f"its turn in the lane {name}: {stats.leased} of {capacity} slots are taken"
+
+
+class SharedReasons:
+    """Answers for all who follow: what queue and workers tell is asked for every few seconds, however many they are."""
+
+    def __init__(self, context: ApiContext, *, seconds: float) -> None:
+        self._context = context
+        self._seconds = seconds
+        self._asking = asyncio.Lock()
+        self._reasons = WaitingReasons(context)
+        self._asked_at: float | None = None
+
+    async def of(self, execution: Execution) -> str | None:
+        """What the execution waits for, as it was known `seconds` ago or later. Raises StorageUnavailable."""
+        async with self._asking:
+            now = asyncio.get_running_loop().time()
+            if self._asked_at is None or now - self._asked_at >= self._seconds:
+                self._asked_at, self._reasons = now, WaitingReasons(self._context)
+            return await self._reasons.of(execution)
 
 
 def _lane_of(report: JsonObject, name: str) -> JsonObject | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import uuid
 from collections.abc import Sequence
@@ -89,17 +90,25 @@ def _stay(client: FastlaneClient, task: str, job: str, execution: str) -> int:
 
 def _copy(client: FastlaneClient, task: str, job: str, execution: str, *, expected: bool = False) -> Result:
     """Copy output to this process's own; the execution's end."""
+    said = ""
     own: dict[Stream, BinaryIO] = {Stream.STDOUT: sys.stdout.buffer, Stream.STDERR: sys.stderr.buffer}
     for item in client.follow(task, job, execution, expected=expected):
         if isinstance(item, Result):
             return item
         if isinstance(item, StatusChange):
-            if item.waiting_for and sys.stderr.isatty():
-                _say(f"waiting for {item.waiting_for}")
+            news = _news(item.waiting_for or "")
+            if news and news != said:
+                _say(f"waiting: {item.waiting_for}")
+            said = news or said
             continue
         own[item.stream].write(item.data)
         own[item.stream].flush()
     raise FastlaneError(f"the server told no end of execution {execution}")
+
+
+def _news(reason: str) -> str:
+    """What of a reason is worth a line: for people all of it, in a file not how the numbers in it go on."""
+    return reason if sys.stderr.isatty() else re.sub(r"[0-9.]+", "#", reason)
 
 
 def _exit_code(result: Result) -> int:

@@ -9,6 +9,7 @@ import gc
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from fastlane_core.api import ApiLimits
 from fastlane_core.models import Execution, Reason, Status, Stream
-from tests.integration.api_harness import DEADLINE, Api, running_api, unknown
+from tests.integration.api_harness import DEADLINE, LANE, Api, running_api, unknown
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
@@ -377,6 +378,31 @@ async def test_run_tells_endings_other_than_an_exit_code(
     out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert (out, process.returncode) == (b"", code)
     assert err == (b"" if message is None else b"fastlane: This is why.\n")
+
+
+async def test_run_says_once_what_it_waits_for(tmp_path: Path) -> None:
+    async with running_api(tmp_path, limits=ApiLimits(follow_poll_seconds=0.05)) as api:
+        process = await run_command(api, "busybox")
+        execution = await submitted(api)
+        assert process.stderr is not None
+
+        async def said() -> str:
+            assert process.stderr is not None
+            return (await asyncio.wait_for(process.stderr.readline(), DEADLINE)).decode()
+
+        assert await said() == f"fastlane: waiting: a worker that serves the lane {LANE}: none is running\n"
+        lane = {"capacity": 2, "places": {}, "reason": "engine-1.example:2375 does not answer"}
+        await api.storage.put_state(
+            "workers", "w", {"worker": "w", "at": time.time(), "lanes": {LANE: lane}}, revision=None
+        )
+        assert await said() == "fastlane: waiting: engine-1.example:2375 does not answer\n"
+        for done in range(1, 4):
+            await api.change(execution, status=Status.PULLING, waiting_for=f"pulling busybox: {done}.0 of 3.0 MiB")
+        assert (await said()).startswith("fastlane: waiting: pulling busybox")
+        await api.run(execution)
+        await api.end(execution, Status.DONE, 0)
+        _, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+        assert (err, process.returncode) == (b"", 0)
 
 
 async def test_run_stops_the_job_on_ctrl_c(api: Api) -> None:

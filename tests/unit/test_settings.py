@@ -124,6 +124,9 @@ def test_a_section_that_nobody_declared_is_an_error_that_names_it() -> None:
         ("EXAMPLE_FARMS = [{'match': 3}]", "EXAMPLE_FARMS[0].match: expected text; got 3"),
         ("EXAMPLE_FARMS = [{}, {'max_running': 0}]", "EXAMPLE_FARMS[1].max_running: expected a number greater"),
         ("EXAMPLE_FARMS = '[{]'", "EXAMPLE_FARMS: expected a list; got text that is not JSON at its line 1, column 3"),
+        ('CORS_ORIGINS = ["https://a.example/x"]', "'https://a.example/x' is no origin"),
+        ('CORS_ORIGINS = "localhost:3000"', "'localhost:3000' is no origin"),
+        ('CORS_ORIGINS = "https://a.example, null"', "'null' is no origin"),
         ("CORS_ORIGINS = '[\"a\", b]'", "CORS_ORIGINS: expected a list; got text that is not JSON"),
         ("SERVER_NAME = 'http://x/'", "SERVER_NAME: expected text that matches pattern"),
     ],
@@ -292,3 +295,10 @@ def test_durations_and_sizes_have_bounds() -> None:
     ):
         assert f"{key}: expected" in refused(None, {f"FASTLANE_{key}": value})
     assert load(None, {"FASTLANE_LEASE_SECONDS": "2"}).section(WorkerSettings).lease_seconds == 2
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "https://ci.example.com", "http://[::1]:8080", "https://a.example/", "moz-extension://0e2f4d1c"]
+)
+def test_origins_are_taken_as_browsers_send_them(origin: str) -> None:
+    assert ApiSettings(cors_origins=[origin]).cors_origins == [origin]
