@@ -29,6 +29,8 @@ Messages are sentences for people: what failed, where, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class FastlaneError(Exception):
     """Base of every error that Fastlane raises on purpose."""
@@ -37,11 +39,15 @@ class FastlaneError(Exception):
 class InvalidInput(FastlaneError):
     """A request is refused before anything is stored."""
 
-    def __init__(self, field: str, message: str) -> None:
-        """`field` is the dotted path of the offending value (`docker.memory`), or "" for the whole body."""
+    def __init__(self, field: str, message: str, *, problems: Sequence[tuple[str, str]] = ()) -> None:
+        """`field` is the dotted path of the offending value (`docker.memory`), or "" for the whole body.
+
+        `problems` has everything that was found, in the same form, where that may be more than one.
+        """
         super().__init__(f"{field}: {message}" if field else message)
         self.field = field
         self.message = message
+        self.problems = problems
 
 
 class NotFound(FastlaneError):

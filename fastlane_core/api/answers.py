@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 
 import structlog
 from quart import Quart, Response, has_request_context, has_websocket_context, request, websocket
@@ -67,7 +68,7 @@ def log_unexpected(error: BaseException) -> str:
 
 async def _fastlane_error(error: FastlaneError) -> Response:
     if isinstance(error, InvalidInput):
-        return _error(400, str(error), field=error.field)
+        return _error(400, str(error), field=error.field, problems=error.problems)
     if isinstance(error, NotFound):
         return _error(404, str(error))
     if isinstance(error, PreconditionFailed):
@@ -125,10 +126,19 @@ async def _unexpected(error: Exception) -> Response:
     return _error(500, f"an error inside Fastlane; its log tells more under the id {error_id}", error_id=error_id)
 
 
-def _error(status: int, text: str, *, field: str | None = None, error_id: str | None = None) -> Response:
+def _error(
+    status: int,
+    text: str,
+    *,
+    field: str | None = None,
+    error_id: str | None = None,
+    problems: Sequence[tuple[str, str]] = (),
+) -> Response:
     body: dict[str, Json] = {"error": text, "operation": _operation()}
     if field is not None:
         body["field"] = field
+    if problems:
+        body["problems"] = [{"field": name, "error": problem} for name, problem in problems]
     if error_id is not None:
         body["errorId"] = error_id
     return json_answer(body, status)

@@ -10,6 +10,7 @@ from quart.wrappers import BaseRequestWebsocket
 
 from fastlane_core.api.answers import answer_errors
 from fastlane_core.api.bodies import BoundedRequest
+from fastlane_core.api.bulk import blueprint as bulk
 from fastlane_core.api.connection import DirectConnection
 from fastlane_core.api.context import EXTENSION, ApiContext
 from fastlane_core.api.executions import blueprint as executions
@@ -59,20 +60,8 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     guard(app, context)
     app.before_request(check_path)
     app.before_websocket(check_path)
-    for blueprint in (
-        tasks,
-        jobs,
-        schedules,
-        retries,
-        failures,
-        executions,
-        follow,
-        pages,
-        status,
-        openapi,
-        websocket,
-        *blueprints,
-    ):
+    own = (tasks, bulk, jobs, schedules, retries, failures, executions, follow, pages, status, openapi, websocket)
+    for blueprint in (*own, *blueprints):
         app.register_blueprint(blueprint)
     return app
 

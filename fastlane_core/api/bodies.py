@@ -84,7 +84,15 @@ async def parsed_body(parse: Callable[[bytes], Parsed]) -> tuple[Parsed, bytes]:
 
 
 def parse_json_object(body: bytes) -> dict[str, Json]:
-    """The JSON object (RFC 8259) in `body`.
+    """The JSON object in `body`. Raises InvalidInput as `parse_json` does, and for what is no object."""
+    document = parse_json(body)
+    if not isinstance(document, dict):
+        raise InvalidInput("", f"the body is {kind_of(document)}: expected a JSON object")
+    return document
+
+
+def parse_json(body: bytes) -> Json:
+    """The JSON value (RFC 8259) in `body`.
 
     Raises InvalidInput also for what JSON cannot carry onward safely: NUL characters, lone surrogates, numbers beyond
     what a double holds, and nesting deeper than 64.
@@ -103,10 +111,10 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
         raise InvalidInput("", f"the body is nested deeper than {_DEEPEST} levels") from None
     except ValueError as error:
         raise InvalidInput("", f"the body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InvalidInput("", f"the body is {kind_of(document)}: expected a JSON object")
-    _check_contents(document)
-    return cast("dict[str, Json]", document)
+    # A text, a number or the like alone is of no use to anybody who asks.
+    if isinstance(document, dict | list):
+        _check_contents(document)
+    return cast("Json", document)
 
 
 def kind_of(value: object) -> str:
@@ -122,7 +130,7 @@ def kind_of(value: object) -> str:
     return "an object" if isinstance(value, dict) else "a list"
 
 
-def _check_contents(document: dict[str, object]) -> None:
+def _check_contents(document: object) -> None:
     """Look through all of it, holding no more than one iterator per level."""
     levels: list[tuple[tuple[str, ...], Iterator[tuple[object, object]]]] = [((), _items(document))]
     while levels:

@@ -64,8 +64,10 @@ _FOLLOW = _Operation(content="application/x-ndjson", errors=[400, 404, 503], que
 _PAGE = _Operation(content="text/html")
 #: Routes that take a job, and the names of all bodies' schemas.
 _SUBMITS = ("tasks.enqueue_job", "jobs.put_job")
+_KEYED = (*_SUBMITS, "bulk.enqueue_jobs")
 _BODIES = {
     **dict.fromkeys(_SUBMITS, "Job"),
+    "bulk.enqueue_jobs": "Jobs",
     "retries.retry_jobs": "RetryRequest",
     "schedules.preview_schedule": "SchedulePreview",
     "failures.replay_failures": "ReplayRequest",
@@ -73,6 +75,19 @@ _BODIES = {
 }
 #: Models of bodies that are no job.
 _MODELS: Sequence[type[BaseModel]] = (RetryRequest, SchedulePreview, ReplayRequest, FailureRequest)
+_JOBS: JsonObject = {
+    "type": "object",
+    "required": ["jobs"],
+    "properties": {
+        "jobs": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 10_000,
+            "items": {"$ref": "#/components/schemas/Job"},
+            "description": "Each may have an `idempotencyKey` of its own. All are checked before one is stored.",
+        }
+    },
+}
 _REFERENCE = "#/components/schemas/{model}"
 _PRECONDITIONS = {
     "If-Match": "The ETag of an earlier answer: replaces the job only if nobody has since.",
@@ -80,6 +95,7 @@ _PRECONDITIONS = {
 }
 _OPERATIONS = {
     "tasks.enqueue_job": _Operation(errors=[400, 409, 413, 503]),
+    "bulk.enqueue_jobs": _Operation(errors=[400, 409, 413, 503]),
     "tasks.get_tasks": _Operation(errors=[400, 404, 503], query=["page"]),
     "tasks.search_tasks": _Operation(errors=[400, 404, 503], query=["query*", "page"]),
     "tasks.get_task": _Operation(errors=[400, 404, 503], query=["cursor"]),
@@ -147,7 +163,7 @@ def openapi_document(app: Quart, payload: PayloadSchema, version: str) -> JsonOb
         "openapi": "3.1.0",
         "info": {"title": "Fastlane", "version": version, "description": "Runs container commands for anyone."},
         "paths": {path: paths[path] for path in sorted(paths)},
-        "components": {"schemas": {**parts, "Job": job, "Error": _ERROR}},
+        "components": {"schemas": {**parts, "Job": job, "Jobs": _JOBS, "Error": _ERROR}},
     }
 
 
@@ -187,7 +203,7 @@ def _parameters(rule: Rule) -> Iterator[Json]:
             "required": name.endswith("*"),
             "schema": {"type": "string"},
         }
-    if rule.endpoint in _SUBMITS:
+    if rule.endpoint in _KEYED:
         yield {
             "name": "Idempotency-Key",
             "in": "header",
@@ -204,7 +220,7 @@ def _request_body(rule: Rule) -> Mapping[str, Json]:
     if schema is None:
         return {}
     content: JsonObject = {_JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {"requestBody": {"required": schema == "Job", "content": content}}
+    return {"requestBody": {"required": schema in ("Job", "Jobs"), "content": content}}
 
 
 def _responses(rule: Rule) -> JsonObject:

@@ -14,7 +14,7 @@ from fastlane_core.api.bodies import parsed_body
 from fastlane_core.api.context import ApiContext
 from fastlane_core.api.links import request_links
 from fastlane_core.api.lookup import check_task_id
-from fastlane_core.api.payload import payload_schema
+from fastlane_core.api.payload import CheckedPayload, payload_schema
 from fastlane_core.contracts.storage import Submitted
 from fastlane_core.engine.schedules import next_execution_id
 from fastlane_core.engine.submission import JobOrder
@@ -26,15 +26,29 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 async def requested_job(context: ApiContext, task_id: str, job_id: str | None = None) -> JobOrder:
     """The order in the current request, checked. Raises InvalidInput, RequestEntityTooLarge."""
     check_task_id(task_id)
-    key = _idempotency_key()
+    key = idempotency_key()
     runner = context.routing.runner_of(context.routing.lane_for(task_id).name).name
     schema = payload_schema()
     payload, body = await parsed_body(lambda body: schema.parse(body, runner, now=context.clock()))
+    digest = hashlib.sha256(body).hexdigest() if key else None
+    return job_order(task_id, payload, job_id=job_id, address=client_address(), key=key, digest=digest)
+
+
+def job_order(
+    task_id: str,
+    payload: CheckedPayload,
+    *,
+    job_id: str | None = None,
+    address: str | None,
+    key: str | None,
+    digest: str | None,
+) -> JobOrder:
+    """The order of a checked payload; `key` is its idempotency key, with the `digest` of what came with it."""
     return JobOrder(
         task_id=task_id,
         job_id=job_id,
         spec=payload.spec,
-        request_ip=client_address(),
+        request_ip=address,
         metadata=payload.metadata,
         retries=payload.retries,
         retry=payload.retry,
@@ -44,7 +58,7 @@ async def requested_job(context: ApiContext, task_id: str, job_id: str | None = 
         priority=payload.priority,
         notifications=payload.notifications,
         idempotency_key=key,
-        request_digest=hashlib.sha256(body).hexdigest() if key else None,
+        request_digest=digest,
     )
 
 
@@ -79,8 +93,14 @@ def _address(text: str) -> str | None:
         return None
 
 
-def _idempotency_key() -> str | None:
+def idempotency_key() -> str | None:
+    """The `Idempotency-Key` of the current request. Raises InvalidInput."""
     key = request.headers.get("Idempotency-Key")
-    if key is not None and _KEY.fullmatch(key) is None:
-        raise InvalidInput("Idempotency-Key", "expected 1 to 255 printable ASCII characters without spaces")
+    return None if key is None else check_key("Idempotency-Key", key)
+
+
+def check_key(field: str, key: str) -> str:
+    """The key, if it can be one. Raises InvalidInput."""
+    if _KEY.fullmatch(key) is None:
+        raise InvalidInput(field, "expected 1 to 255 printable ASCII characters without spaces")
     return key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -46,6 +46,7 @@ class JobSubmission:
 
     def __init__(self, storage: Storage, queue: Queue, routing: Routing, clock: Callable[[], float]) -> None:
         self._storage = storage
+        self._queue = queue
         self._enqueuing = Enqueuing(queue)
         self._routing = routing
         self._clock = clock
@@ -55,6 +56,13 @@ class JobSubmission:
         (submitted,) = await self._storage.submit([self.prepared(order)])
         if not submitted.repeated and submitted.execution is not None:
             await self._enqueuing.put(submitted.execution)
+        return submitted
+
+    async def submit_many(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
+        """Store what was `prepared`, one answer each; durable when it returns. Raises StorageUnavailable."""
+        submitted = await self._storage.submit(submissions)
+        new = [each.execution for each in submitted if each.execution is not None and not each.repeated]
+        await enqueue(self._queue, *new)
         return submitted
 
     def prepared(self, order: JobOrder) -> Submission:
