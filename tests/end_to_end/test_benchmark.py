@@ -45,3 +45,18 @@ def test_submitting_is_measured_against_an_empty_endpoint() -> None:
 
     assert len(re.findall(r"^  round \d: floor +[\d,]+/s .* sqlite .* redis ", done, re.M)) == 4
     assert len(re.findall(r"^(?:sqlite|redis): .* ratio to the floor: [\d.]+ ", done, re.M)) == 4, done
+
+
+def test_a_long_history_is_measured_against_a_short_one() -> None:
+    done = run("benchmarks.history", "--executions", "400", "--pages", "20", "--requests", "10", "--rounds", "2")
+
+    kinds = re.findall(r"^(.+): +p50 .* ms, ratio [\d.]+; p99 .* ms, ratio [\d.]+$", done, re.M)
+    assert kinds == ["submit", "job page", "task list", "status"]
+    assert re.search(r"^highest ratio of p99: [\d.]+ ", done, re.M), done
+
+
+def test_the_queues_are_measured_with_few_and_with_many_waiting() -> None:
+    done = run("benchmarks.queue", "--waiting", "2000", "--steps", "64", "--rounds", "2")
+
+    assert [name for name in ("sqlite", "redis") if re.search(rf"^{name}: ", done, re.M)] == ["sqlite", "redis"]
+    assert len(re.findall(r"^  ratio [\d.]+ \(limit 1.5\)$", done, re.M)) == 2, done
