@@ -14,7 +14,7 @@ from typing import Any
 import docker
 import pytest
 
-from fastlane_core.errors import EngineUnavailable
+from fastlane_core.errors import EngineUnavailable, StartLost
 from fastlane_core.models import Output, Reason, RunRequest
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, StartedRun, Written, ignore_progress
 from fastlane_docker.runner import DockerRunner
@@ -298,6 +298,25 @@ async def test_run_of_a_worker_that_was_killed_is_adopted(
     assert (await run.wait()).exit_code == 0
     names = [each.name for each in sdk.containers.list(all=True, filters={"name": request.execution_id})]
     assert names == [f"fastlane-job-{request.execution_id}"]
+
+
+async def test_run_that_its_engine_may_have_started_before_it_went_down_is_not_started_again(
+    build_runner: Build, own_docker_engine: DockerEngine
+) -> None:
+    engine = own_docker_engine
+    runs = RunDriver(deployment_id="restarted", image="busybox:latest")
+    runner = await opened(build_runner(engine.url, deployment="restarted"))
+    request = await runs.request(runner, "true")
+    arguments = [engine.url, request.deployment_id, request.execution_id, "true", "created"]
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", VICTIM, *arguments], timeout=DEADLINE, check=False)
+    assert request.execution_id in await runs.owned(runner, request.place)
+
+    engine.kill()
+    await asyncio.to_thread(engine.start)
+
+    with pytest.raises(StartLost, match=f"127.0.0.1:{engine.port} may have started it"):
+        await runs.start_request(runner, request)
+    assert await runs.owned(runner, request.place) == {}
 
 
 async def test_worker_that_comes_too_late_starts_nothing(

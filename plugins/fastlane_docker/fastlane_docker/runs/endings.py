@@ -59,11 +59,11 @@ def _is_after(outcome: RunOutcome, drain: Cordon) -> bool:
 
 async def _ended_before_the_engine_began(engine: Engine, outcome: RunOutcome) -> bool:
     """Whether the run's end is older than the engine's present life, both by the engine's clock."""
-    began = await engine.call("when it began", _began_at)
+    began = await engine.call("when it began", began_at)
     return began is not None and outcome.finished_at is not None and outcome.finished_at <= began
 
 
-def _began_at(client: Client) -> float | None:
+def began_at(client: Client) -> float | None:
     """When the engine was started: it then makes its default network anew. None for one that has no such network.
 
     One that keeps containers alive while it is restarted keeps its network as well, and ends nothing.

@@ -21,6 +21,7 @@ from fastlane_docker.engines.engine import explanation, is_engines_fault
 from fastlane_docker.options.policies import Resolved
 from fastlane_docker.runs import containers
 from fastlane_docker.runs.creating import create, join_networks
+from fastlane_docker.runs.endings import began_at
 from fastlane_docker.settings import DockerSettings
 
 #: What an engine says of a container that it was starting when it was killed, for ever: it does not know of the start,
@@ -51,8 +52,11 @@ def start_run(
             if request.may_exist and (processed := _processed(client, request)) is not None:
                 client.remove_container(container, force=True, v=True)
                 return processed
-        elif not _needs_start(containers.state_of(client, container)):
-            return container
+        else:
+            found = client.inspect_container(container)
+            if not _needs_start(found["State"]):
+                return container
+            _check_engine_lives_on(client, request, found)
         # By its name, not by its id: once it is processed, this worker comes too late to start it.
         name = containers.name_of(request.execution_id)
         try:
@@ -121,6 +125,19 @@ def _needs_start(state: dict[str, Any]) -> bool:
     return state["Status"] == "created" and not (
         containers.could_not_start(state) and containers.failed_by_command(state)
     )
+
+
+def _check_engine_lives_on(client: Client, request: RunRequest, found: dict[str, Any]) -> None:
+    """Raise StartLost, and remove the container, if it is older than the engine's present life.
+
+    An engine that is killed while it starts one does not remember that it did: the command may have run, even to its
+    end, and its output be there, yet the container is as it was created.
+    """
+    created_at, began = containers.parse_time(str(found["Created"])), began_at(client)
+    if created_at is None or began is None or created_at > began:
+        return
+    client.remove_container(found["Id"], force=True, v=True)
+    raise StartLost(f"the Docker engine {request.place} may have started it before it went down")
 
 
 def _judge(client: Client, request: RunRequest, container: str, error: APIError) -> None:
