@@ -1,4 +1,4 @@
-"""A long storm: `python -m tests.chaos [--seed N] [--jobs 300] [--seconds 300] [--sqlite]`."""
+"""A long storm: `python -m tests.chaos [--seed N] [--jobs 300] [--seconds 300] [--sqlite] [--folder F]`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=300.0, help="of damage; then everything may end")
     parser.add_argument("--sqlite", action="store_true", help="instead of MongoDB and Redis")
+    parser.add_argument("--folder", type=Path, help="a new one with a short name, to keep all logs and settings in")
     options = parser.parse_args()
     print(f"seed {options.seed}: {options.jobs} jobs over {options.seconds:g} s of damage ...", flush=True)
-    with tempfile.TemporaryDirectory(prefix="fl") as name, ExitStack() as stack:
-        folder = Path(name)
+    with ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fl")))
+        folder.mkdir(exist_ok=True)
         beneath = on_sqlite(folder) if options.sqlite else stack.enter_context(on_mongo_and_redis(folder))
         report = storm(folder, beneath, seed=options.seed, jobs=options.jobs, seconds=options.seconds)
     print(report)

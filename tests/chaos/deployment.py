@@ -17,7 +17,8 @@ from tests.end_to_end.service import Service
 from tests.services.docker_engine import DockerEngine
 
 LEASE_SECONDS = 2.0
-MAX_RUNNING = 6
+#: So few that the storm fills them.
+MAX_RUNNING = 4
 
 #: Does some damage, waits, and repairs it.
 Damage = Callable[[random.Random], None]

@@ -6,51 +6,18 @@ import contextlib
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tests.chaos.deployment import MAX_RUNNING, Beneath, Damage, Deployment, deployed
-from tests.chaos.workload import FREE, Accepted, Client, judge
-from tests.end_to_end.farm_harness import containers_of, witnessed
+from tests.chaos.judging import attempts_of, has_ended, judge
+from tests.chaos.report import Report
+from tests.chaos.workload import Client
+from tests.end_to_end.farm_harness import witnessed
 from tests.end_to_end.service import until
 
 #: Seconds for everything to end once nothing is hurt any more.
 _CALM_PATIENCE = 420.0
-_UNFINISHED = ("enqueued", "pulling", "running")
-
-
-@dataclass
-class Report:
-    """What happened, and what of it should not have."""
-
-    seed: int
-    damages: Counter[str] = field(default_factory=Counter)
-    accepted: int = 0
-    repeats: int = 0
-    attempts: Counter[str] = field(default_factory=Counter)
-    containers: int = 0
-    most_running: int = 0
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        damages = [f"  {count:4} {what}" for what, count in sorted(self.damages.items())]
-        attempts = [f"  {count:4} {reason}" for reason, count in sorted(self.attempts.items())]
-        lines = [
-            f"seed {self.seed}, {self.seconds:.0f} s",
-            "damage done:",
-            *damages,
-            f"jobs accepted: {self.accepted}, after {self.repeats} requests that had to be repeated",
-            f"attempts by how they ended ({sum(self.attempts.values())} in all):",
-            *attempts,
-            f"containers created: {self.containers}; most that ran at a time: {self.most_running} of {MAX_RUNNING}",
-            f"problems: {len(self.problems)}",
-            *(f"  {problem}" for problem in self.problems),
-        ]
-        return "\n".join(lines)
 
 
 def storm(folder: Path, beneath: Beneath, *, seed: int, jobs: int, seconds: float) -> Report:
@@ -65,10 +32,13 @@ def storm(folder: Path, beneath: Beneath, *, seed: int, jobs: int, seconds: floa
         ):
             _submit(client, jobs, seconds)
             calm()
-            _await_the_end(client)
-            _look(deployment, client, report)
+            with contextlib.suppress(AssertionError):
+                # What has not ended is told of by the report.
+                _await_the_end(client)
+        witness = witnesses["all"]
+        judge(deployment, client, witness, report)
         # By looking: engines that are killed lose events of ends.
-        report.most_running = witnesses["all"].seen_most
+        report.most_running, report.looks = witness.seen_most, witness.looks
         if report.most_running > MAX_RUNNING:
             report.problems.append(f"{report.most_running} containers ran at a time")
     report.seconds = time.monotonic() - begun
@@ -135,57 +105,7 @@ def _await_the_end(client: Client) -> None:
     unfinished = list(client.accepted)
 
     def all_ended() -> bool:
-        unfinished[:] = [job for job in unfinished if not _has_ended(client, job)]
+        unfinished[:] = [job for job in unfinished if not has_ended(job, attempts_of(client, job))]
         return not unfinished
 
-    until(lambda: f"all jobs have ended; {len(unfinished)} have not: {unfinished[:3]}", all_ended, _CALM_PATIENCE, 0.5)
-
-
-def _has_ended(client: Client, job: Accepted) -> bool:
-    attempts = _attempts(client, job)
-    if not attempts or any(each["status"] in _UNFINISHED for each in attempts):
-        return False
-    return not _is_tried_again(job, attempts)
-
-
-def _is_tried_again(job: Accepted, attempts: list[Any]) -> bool:
-    """Whether an attempt more is to be expected."""
-    last = attempts[-1]
-    if last["reason"] in FREE:
-        return True
-    counted = sum(each["reason"] not in FREE for each in attempts)
-    return last["status"] == "failed" and counted <= job.kind.retries
-
-
-def _attempts(client: Client, job: Accepted) -> list[Any]:
-    return list(reversed(client.get(job.path)["job"]["executions"]))
-
-
-def _look(deployment: Deployment, client: Client, report: Report) -> None:
-    """Compare what was accepted with what the API and the engines tell."""
-    report.accepted, report.repeats = len(client.accepted), client.repeats
-    known: set[str] = set()
-    for job in client.accepted:
-        attempts = _attempts(client, job)
-        known |= {each["executionId"] for each in attempts}
-        report.attempts.update(str(each["reason"]) for each in attempts)
-        report.problems += judge(job, attempts)
-    if len({job.path for job in client.accepted}) != len(client.accepted):
-        report.problems.append("two submissions got the same job")
-    containers: Counter[str] = Counter()
-    for engine in deployment.engines:
-        containers.update({execution: len(found) for execution, found in containers_of(deployment.id, engine).items()})
-    report.containers = containers.total()
-    report.problems += [f"{count} containers of execution {each}" for each, count in containers.items() if count > 1]
-    report.problems += [f"a container of execution {each}, which no job has" for each in containers.keys() - known]
-    lane: Any = None
-
-    def is_free() -> bool:
-        nonlocal lane
-        lane = client.get("/status")["lanes"]["docker:all"]
-        return lane["leased"] == lane["waiting"] == lane["delayed"] == 0
-
-    try:
-        until("no slot is taken", is_free, 60, 0.5)
-    except AssertionError:
-        report.problems.append(f"slots leaked: {lane}")
+    until("all jobs have ended", all_ended, _CALM_PATIENCE, 0.5)

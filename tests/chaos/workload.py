@@ -17,10 +17,6 @@ _REQUEST_SECONDS = 15.0
 _PATIENCE = 90.0
 
 
-#: Endings that are not the job's, and use up no retry.
-FREE = ("engine_lost", "drained")
-
-
 @dataclass(frozen=True)
 class Kind:
     """One kind of job."""
@@ -34,27 +30,34 @@ class Kind:
     start_in: str | None = None
 
 
-def _counting(lines: int, pause: str) -> tuple[str, str]:
-    script = f"for i in $(seq 1 {lines}); do echo $i; sleep {pause}; done"
-    return script, "".join(f"{number}\n" for number in range(1, lines + 1))
+def _numbered(last: int) -> str:
+    return "".join(f"{number}\n" for number in range(1, last + 1))
 
 
-_LONG = _counting(40, "0.15")
-_WIDE = "seq 1 9000; seq 1 300 >&2", "".join(f"{number}\n" for number in range(1, 9_001))
+def _counting(last: int, pause: str) -> str:
+    return f"for i in $(seq 1 {last}); do echo $i; sleep {pause}; done"
+
+
+#: Each writes numbered lines, so that nothing can be missing or double unseen.
 KINDS = (
-    Kind(name="short", script="echo short; echo aside >&2", exit_code=0, stdout="short\n", stderr="aside\n"),
-    Kind(name="long", script=_LONG[0], exit_code=0, stdout=_LONG[1]),
+    Kind(name="short", script="seq 1 3; seq 1 2 >&2", exit_code=0, stdout=_numbered(3), stderr=_numbered(2)),
+    Kind(name="long", script=_counting(50, "0.2"), exit_code=0, stdout=_numbered(50)),
     Kind(
         name="wordy",
-        script=_WIDE[0],
+        script="seq 1 9000; seq 1 300 >&2",
         exit_code=0,
-        stdout=_WIDE[1],
-        stderr="".join(f"{number}\n" for number in range(1, 301)),
+        stdout=_numbered(9_000),
+        stderr=_numbered(300),
     ),
-    Kind(name="failing", script="echo no; exit 3", exit_code=3, stdout="no\n"),
-    Kind(name="retried", script="echo again; exit 4", exit_code=4, stdout="again\n", retries=2),
-    Kind(name="scheduled", script="echo later", exit_code=0, stdout="later\n", start_in="4s"),
+    Kind(name="failing", script="seq 1 5; exit 3", exit_code=3, stdout=_numbered(5)),
+    Kind(name="retried", script="seq 1 7; exit 4", exit_code=4, stdout=_numbered(7), retries=2),
+    Kind(name="scheduled", script="seq 1 4", exit_code=0, stdout=_numbered(4), start_in="4s"),
 )
+
+
+def task_of(kind: Kind) -> str:
+    """The task of all jobs of a kind."""
+    return f"chaos-{kind.name}"
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,18 @@ class Client:
         if kind.start_in:
             payload["startIn"] = kind.start_in
         key = f"chaos-{self._seed}-{number}"
-        answer = self._until_answered(f"/tasks/chaos-{kind.name}", json.dumps(payload).encode(), key)
-        self.accepted.append(Accepted(kind=kind, path="/" + str(answer["jobUrl"]).split("/", 3)[3]))
+        answer = self._until_answered(f"/tasks/{task_of(kind)}/", json.dumps(payload).encode(), key)
+        self.accepted.append(Accepted(kind=kind, path=_path(answer["jobUrl"])))
+
+    def jobs_of(self, task: str) -> Sequence[str]:
+        """The paths of all jobs of a task."""
+        found: list[str] = []
+        page: str | None = f"/tasks/{task}/"
+        while page:
+            answer = self.get(page)
+            found += [_path(job["url"]) for job in answer["jobs"]]
+            page = answer["nextUrl"] and _path(answer["nextUrl"])
+        return found
 
     def get(self, path: str) -> Any:
         """The JSON at a path, from whichever API answers."""
@@ -117,24 +130,6 @@ class Client:
             time.sleep(0.1)
 
 
-def judge(job: Accepted, attempts: Sequence[Any]) -> list[str]:
-    """What is wrong with an ended job, from its executions, oldest first."""
-    kind, problems = job.kind, []
-    reasons = [each["reason"] for each in attempts]
-    counted = [each for each in attempts if each["reason"] not in FREE]
-    last = attempts[-1]
-    expected = "done" if kind.exit_code == 0 else "failed"
-    if (last["status"], last["exitCode"]) != (expected, kind.exit_code):
-        problems.append(f"ended as {last['status']} ({last['exitCode']}, {last['reason']}: {last['message']})")
-    wanted = 1 if kind.exit_code == 0 else 1 + kind.retries
-    if len(counted) != wanted:
-        problems.append(f"took {len(counted)} attempts that count, not {wanted}: {reasons}")
-    for each in counted:
-        # An engine that is dead when a run ends does not keep what it wrote last, which Fastlane then says.
-        if "output may be missing" in str(each["message"]):
-            continue
-        for stream, text, whole in (("stdout", each["log"], kind.stdout), ("stderr", each["error"], kind.stderr)):
-            if text != whole:
-                length = len(text or "")
-                problems.append(f"{stream} of attempt {each['attempt']} has {length} of {len(whole)} characters")
-    return [f"{kind.name} {job.path}: {problem}" for problem in problems]
+def _path(url: str) -> str:
+    """What follows the API's address: another one may be asked."""
+    return "/" + url.split("/", 3)[3]

@@ -23,6 +23,8 @@ from tests.services.docker_engine import DockerEngine
 LABEL = "fastlane.deployment"
 #: Seconds between two looks of the sampler.
 _SAMPLE_SECONDS = 0.05
+#: Seconds for which events are followed in one request.
+_FOLLOW_SECONDS = 2.0
 #: What the SDK raises for an engine that a test has killed.
 _DOWN = (requests.RequestException, DockerException)
 
@@ -100,12 +102,25 @@ class Witness:
     #: Most containers that `docker ps` showed at a time.
     seen_most: int = 0
     looks: int = 0
-    #: Events by engine, moment and container: an engine is asked again for the newest.
+    #: Executions by engine, moment, action and container. One that is killed may not tell of its last.
     events: dict[tuple[int, int, str, str], str] = field(default_factory=dict)
 
     def count(self, action: str) -> Counter[str]:
         """How often that happened to containers of each execution."""
         return Counter(execution for (_, _, what, _), execution in self.events.items() if what == action)
+
+    @property
+    def executions(self) -> frozenset[str]:
+        """Those of which there were containers."""
+        return frozenset(self.events.values())
+
+    def containers(self, execution: str) -> frozenset[tuple[int, str]]:
+        """Those that the execution ever had: the engine's number, and the id."""
+        return frozenset((number, found) for (number, _, _, found), whose in self.events.items() if whose == execution)
+
+    def was_started(self, container: tuple[int, str]) -> bool:
+        """Whether an event tells of its start."""
+        return any((number, found) == container and what == "start" for number, _, what, found in self.events)
 
     def most(self) -> int:
         """Most containers that ran at a time, by the events."""
@@ -121,10 +136,13 @@ def witnessed(deployment: str, farms: Mapping[str, Sequence[DockerEngine]]) -> I
     """Watch the farms from the outside while the block runs; what was seen, by farm."""
     found = {name: Witness() for name in farms}
     stop = threading.Event()
-    watchers = [
-        threading.Thread(target=_watch, args=(deployment, farms[name], found[name], stop), daemon=True)
-        for name in farms
-    ]
+    label = f"{LABEL}={deployment}"
+    watchers: list[threading.Thread] = []
+    for name, engines in farms.items():
+        watchers.append(threading.Thread(target=_sample, args=(label, engines, found[name], stop), daemon=True))
+        for number, engine in enumerate(engines):
+            events = (label, engine, number, found[name].events, stop)
+            watchers.append(threading.Thread(target=_note_events, args=events, daemon=True))
     for watcher in watchers:
         watcher.start()
     try:
@@ -135,35 +153,35 @@ def witnessed(deployment: str, farms: Mapping[str, Sequence[DockerEngine]]) -> I
             watcher.join(60)
 
 
-def _watch(deployment: str, engines: Sequence[DockerEngine], witness: Witness, stop: threading.Event) -> None:
+def _sample(label: str, engines: Sequence[DockerEngine], witness: Witness, stop: threading.Event) -> None:
     """An engine that a test has killed tells nothing meanwhile."""
-    label = f"{LABEL}={deployment}"
-    since = time.time()
-    ends = False
-    while not ends:
-        ends = stop.wait(_SAMPLE_SECONDS)
-        now = time.time()
-        asks_for_events = ends or now - since > 1.0
+    while not stop.wait(_SAMPLE_SECONDS):
         running = 0
-        for number, engine in enumerate(engines):
+        for engine in engines:
             with contextlib.suppress(*_DOWN), contextlib.closing(sdk(engine)) as client:
                 running += len(client.containers(filters={"label": label}, quiet=True))
-                if asks_for_events:
-                    _note_events(witness, number, client, label, since - 1, now)
         witness.seen_most = max(witness.seen_most, running)
         witness.looks += 1
-        if asks_for_events:
-            since = now
 
 
 def _note_events(
-    witness: Witness, number: int, client: docker.APIClient, label: str, since: float, until: float
+    label: str, engine: DockerEngine, number: int, events: dict[tuple[int, int, str, str], str], stop: threading.Event
 ) -> None:
-    # Engines keep their last 256 events only: they are asked again and again, with some overlap.
-    filters = {"type": ["container"], "event": ["create", "start", "die"], "label": [label]}
-    for event in client.events(since=f"{since:.6f}", until=f"{until:.6f}", filters=filters, decode=True):
-        key = (number, event["timeNano"], event["Action"], event["id"])
-        witness.events[key] = event["Actor"]["Attributes"]["fastlane.execution"]
+    """Follow the engine's events, again and again: it ends each following by itself, and may be killed meanwhile."""
+    filters = {"type": ["container"], "event": ["create", "start", "die", "destroy"], "label": [label]}
+    since = time.time()
+    ends = False
+    while not ends:
+        ends = stop.is_set()
+        until = time.time() + (0.0 if ends else _FOLLOW_SECONDS)
+        with contextlib.suppress(*_DOWN), contextlib.closing(sdk(engine)) as client:
+            followed = client.events(since=f"{since:.6f}", until=f"{until:.6f}", filters=filters, decode=True)
+            for event in followed:
+                key = (number, event["timeNano"], event["Action"], event["id"])
+                events[key] = event["Actor"]["Attributes"]["fastlane.execution"]
+            since = until - 1.0
+            continue
+        stop.wait(_SAMPLE_SECONDS)
 
 
 def sdk(engine: DockerEngine) -> docker.APIClient:
