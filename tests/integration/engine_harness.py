@@ -13,6 +13,7 @@ from typing import Any
 from fastlane_core.builtin.sqlite.queue import SqliteQueue
 from fastlane_core.builtin.sqlite.storage import SqliteStorage
 from fastlane_core.contracts.queue import Lease, Queue
+from fastlane_core.contracts.storage import Storage
 from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.context import EngineOptions, WorkerContext
 from fastlane_core.engine.faultpoints import FaultPoint
@@ -54,11 +55,11 @@ class MovedClock:
 class Deployment:
     """One storage, one queue, one engine, and as many workers as a test likes."""
 
-    def __init__(self, folder: Path, *, lanes: Mapping[str, int] | None = None) -> None:
+    def __init__(self, folder: Path, *, lanes: Mapping[str, int] | None = None, storage: Storage | None = None) -> None:
         self.folder = folder
         self.clock = MovedClock()
         self.engine = FakeEngine(places={"host": 50})
-        self.storage = SqliteStorage(folder / "storage.db")
+        self.storage = storage or SqliteStorage(folder / "storage.db")
         self.queue: Queue = SqliteQueue(folder / "queue.db", clock=self.clock)
         self.lanes = dict(lanes or {"fake:default": 50})
         self.events: list[Event] = []

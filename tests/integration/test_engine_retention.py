@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import pymongo
 import pytest
 
 from fastlane_core.app import engine_options
+from fastlane_core.builtin.mongo.server import MongoServer
+from fastlane_core.builtin.mongo.storage import MongoStorage
 from fastlane_core.models import LogChunk, Status, Stream
 from fastlane_core.settings import WorkerSettings
 from fastlane_core.testing.examples import an_execution
@@ -17,10 +21,17 @@ from tests.integration.engine_harness import QUICK, Deployment, deployment, unti
 HOUR = 3600.0
 
 
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
+@pytest.fixture(params=["sqlite", pytest.param("mongo", marks=pytest.mark.services)])
+async def fastlane(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Deployment]:
+    if request.param == "sqlite":
+        async with deployment(tmp_path) as made:
+            yield made
+        return
+    server = MongoServer(url=request.getfixturevalue("mongo_url"), database=f"fastlane_{uuid.uuid4().hex}")
+    async with deployment(tmp_path, storage=MongoStorage(server, timeout=60.0)) as made:
         yield made
+    with pymongo.MongoClient[dict[str, object]](server.url, timeoutMS=60_000) as client:
+        client.drop_database(server.database)
 
 
 async def test_what_ended_longer_ago_than_the_setting_is_removed_with_its_log(fastlane: Deployment) -> None:

@@ -139,6 +139,22 @@ async def test_a_call_that_is_cancelled_while_the_server_hangs_ends_at_once(
         assert await storage.health()
 
 
+async def test_no_call_swallows_its_cancellation(storage: MongoStorage) -> None:
+    async def call_and_wait_for_ever() -> None:
+        await storage.put_state("scope", "key", {}, revision=None)
+        await storage.list_state("scope")
+        await asyncio.Event().wait()
+
+    for number in range(200):
+        calling = asyncio.create_task(call_and_wait_for_ever())
+        await asyncio.sleep(number * 0.000_1)
+        calling.cancel()
+        done, _ = await asyncio.wait([calling], timeout=PATIENCE)
+        calling.cancel()
+        assert done, number
+        assert calling.cancelled()
+
+
 async def test_closing_does_not_wait_for_a_server_that_hangs(own_mongo: MongoServer, storage: MongoStorage) -> None:
     await storage.submit([a_submission()])
     own_mongo.pause()

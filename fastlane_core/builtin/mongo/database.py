@@ -152,6 +152,8 @@ class Database:
         """
         self._used()
         assert self._collections is not None
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task is not None else 0
         try:
             with pymongo.timeout(self.timeout if timeout is None else timeout):
                 yield self._collections
@@ -159,6 +161,10 @@ class Database:
             if is_outage(error):
                 raise StorageUnavailable(explain(error, self.server.address)) from error
             raise
+        finally:
+            # The driver sends with asyncio.wait_for, which may drop a cancellation before Python 3.12.
+            if task is not None and task.cancelling() > cancellations:
+                raise asyncio.CancelledError
 
     def _used(self) -> AsyncMongoClient[Document]:
         if self._client is None:
