@@ -17,6 +17,7 @@ from fastlane_core.api.lookup import check_task_id
 from fastlane_core.api.orders import check_key, client_address, idempotency_key, job_order
 from fastlane_core.api.payload import PayloadSchema, payload_schema
 from fastlane_core.contracts.storage import Submission, Submitted
+from fastlane_core.engine.identifiers import new_ids
 from fastlane_core.errors import Conflict, InvalidInput
 from fastlane_core.models import Json
 
@@ -64,6 +65,7 @@ class _Batch:
         self._address = address
         self._runner = context.routing.runner_of(context.routing.lane_for(task_id).name).name
         self._now = context.clock()
+        self._ids = new_ids(0)
 
     def parse(self, body: bytes) -> Sequence[Submission]:
         """The jobs in a body, ready to be stored. Raises InvalidInput."""
@@ -72,6 +74,7 @@ class _Batch:
         submissions: list[Submission] = []
         problems: list[tuple[str, str]] = []
         seen: dict[str, int] = {}
+        self._ids = new_ids(2 * len(documents))
         for index, document in enumerate(documents):
             try:
                 submissions.append(self._submission(index, document, digest, seen))
@@ -100,7 +103,7 @@ class _Batch:
             seen[key] = index
         payload = self._schema.check(fields, self._runner, now=self._now)
         order = job_order(self._task_id, payload, address=self._address, key=key, digest=digest if key else None)
-        return self._context.submission.prepared(order)
+        return self._context.submission.prepared(order, self._ids)
 
 
 def _listed(document: Json) -> Sequence[Json]:

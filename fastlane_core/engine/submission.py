@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -41,6 +41,10 @@ class JobOrder:
     request_digest: str | None = None
 
 
+#: One at a time, for ever.
+NEW_IDS = iter(new_id, None)
+
+
 class JobSubmission:
     """Turns orders into stored jobs with their first execution."""
 
@@ -65,11 +69,11 @@ class JobSubmission:
         await enqueue(self._queue, *new)
         return submitted
 
-    def prepared(self, order: JobOrder) -> Submission:
+    def prepared(self, order: JobOrder, ids: Iterator[str] = NEW_IDS) -> Submission:
         """The job, with its first execution unless its schedule makes that, as they are to be stored.
 
         Raises InvalidInput where no lane takes the task, an option belongs to another runner, the runner refuses it, or
-        its schedule never fires.
+        its schedule never fires. `ids` are taken for what is new.
         """
         lane = self._routing.lane_for(order.task_id).name
         runner = self._routing.runner_of(lane)
@@ -81,7 +85,7 @@ class JobSubmission:
         runner.check(lane, order.spec)
         now = self._clock()
         job = Job(
-            id=order.job_id or new_id(),
+            id=order.job_id or next(ids),
             task_id=order.task_id,
             spec=order.spec,
             created_at=now,
@@ -104,7 +108,7 @@ class JobSubmission:
                 raise InvalidInput("cron", "it does not come before the job's end")
             return Submission(job=job, execution=None)
         execution = Execution(
-            id=new_id(),
+            id=next(ids),
             job_id=job.id,
             task_id=job.task_id,
             spec=job.spec,

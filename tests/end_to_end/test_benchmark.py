@@ -60,3 +60,10 @@ def test_the_queues_are_measured_with_few_and_with_many_waiting() -> None:
 
     assert [name for name in ("sqlite", "redis") if re.search(rf"^{name}: ", done, re.M)] == ["sqlite", "redis"]
     assert len(re.findall(r"^  ratio [\d.]+ \(limit 1.5\)$", done, re.M)) == 2, done
+
+
+def test_bulk_submitting_is_measured_and_counted() -> None:
+    done = run("benchmarks.bulk", "--jobs", "200", "--requests", "2", "--rounds", "2")
+
+    assert len(re.findall(r"^  round \d: +[\d,]+ jobs/s +\d+ us ", done, re.M)) == 2
+    assert re.search(r"^[\d,]+ jobs/s \(rounds: ", done, re.M), done
