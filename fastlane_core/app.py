@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -27,11 +28,12 @@ from fastlane_core.engine.presence import APIS_SCOPE, Identity, Presence, api_bi
 from fastlane_core.engine.records import confirm_start
 from fastlane_core.engine.replacing import JobReplacement
 from fastlane_core.engine.retrying import Retrying
-from fastlane_core.engine.routing import Routing
+from fastlane_core.engine.routing import Routing, TaskLimit
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobSubmission
+from fastlane_core.engine.task_limits import TaskLimits
 from fastlane_core.engine.worker import Worker
-from fastlane_core.errors import RevisionConflict
+from fastlane_core.errors import RevisionConflict, SettingsError
 from fastlane_core.hookspecs import PluginContext, QueuePlugin, RunnerContext, StoragePlugin
 from fastlane_core.models import Event
 from fastlane_core.plugins import PluginRegistry, load_application_parts
@@ -78,6 +80,7 @@ class Application:
             queue=queue,
             routing=self.routing,
             submission=submission,
+            task_limits=TaskLimits(storage, queue, clock),
             stopping=stopping,
             replacement=JobReplacement(storage, queue, submission, stopping),
             retrying=Retrying(storage, queue, self.routing, stopping, clock),
@@ -87,6 +90,7 @@ class Application:
             hard_timeout=limits.hard_execution_timeout_seconds,
             queue_timeout=limits.queue_timeout_seconds,
             pull_timeout=limits.pull_timeout_seconds,
+            max_running=limits.max_running,
             runner_options={name: each.options for name, each in runners.items() if each.options is not None},
             option_aliases={name: each.aliases for name, each in runners.items()},
             notifier_payload={name: model for each in self.plugins.notifiers() for name, model in each.payload.items()},
@@ -143,6 +147,7 @@ def engine_options(settings: WorkerSettings) -> EngineOptions:
     return EngineOptions(
         lease_seconds=settings.lease_seconds,
         concurrency=settings.worker_concurrency,
+        max_running=settings.max_running,
         poll_seconds=settings.worker_sleep_time_ms / 1000,
         stop_grace_seconds=settings.stop_grace_seconds,
         max_log_bytes=settings.max_log_bytes,
@@ -185,6 +190,12 @@ async def open_application(
         deployment_id = general.deployment_id or await _kept_deployment_id(storage)
         # Two storages never share a queue, also where the settings give neither Fastlane an id.
         queue = queue_plugin.create(replace(before, deployment_id=deployment_id))
+        limits = settings.section(WorkerSettings)
+        if limits.max_running is not None and not queue.counts_overall:
+            raise SettingsError(
+                f"MAX_RUNNING needs a queue that counts over all lanes, and {general.queue} as it is configured does "
+                "not: its lanes lie on several servers. Limit the lanes or the tasks (TASK_LIMITS) instead"
+            )
         await queue.open()
         try:
             context = RunnerContext(
@@ -204,7 +215,7 @@ async def open_application(
                     plugins=plugins,
                     storage=storage,
                     queue=queue,
-                    routing=Routing(_enabled_runners(plugins, general.runners, context)),
+                    routing=Routing(_enabled_runners(plugins, general.runners, context), _task_limits(limits)),
                     context=context,
                     identity=_identity(storage_plugin, queue_plugin),
                 )
@@ -220,6 +231,10 @@ def _identity(storage: StoragePlugin, queue: QueuePlugin) -> Identity:
     bound = {"STORAGE": (storage.name, storage.one_machine), "QUEUE": (queue.name, queue.one_machine)}
     one_machine = tuple(f"{key} = {name}" for key, (name, is_bound) in bound.items() if is_bound)
     return Identity(storage=storage.name, queue=queue.name, one_machine=one_machine)
+
+
+def _task_limits(settings: WorkerSettings) -> Sequence[TaskLimit]:
+    return [TaskLimit(pattern=re.compile(each.match), capacity=each.maxRunning) for each in settings.task_limits]
 
 
 async def _api_binds(storage: Storage, clock: Callable[[], float]) -> frozenset[str]:

@@ -218,6 +218,13 @@ class Job:
     replacement_digest: str | None = None
     revision: int = 0
 
+    @property
+    def most_running(self) -> int | None:
+        """Executions of it that may hold a slot at a time, with what its schedule says; None for any number."""
+        if self.schedule is not None and self.schedule.overlap in (Overlap.QUEUE, Overlap.REPLACE):
+            return 1
+        return self.concurrency
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunHandle:

@@ -38,6 +38,8 @@ async def enqueue_jobs(task_id: str) -> Response:
     check_task_id(task_id)
     batch = _Batch(context, payload_schema(), task_id, client_address(), idempotency_key())
     submissions, _ = await parsed_body(batch.parse)
+    if batch.task_concurrency is not None:
+        await context.task_limits.ensure(task_id, batch.task_concurrency)
     submitted: list[Submitted] = []
     if batch.key is not None:
         # By itself, so that nothing is stored where the key came with other jobs before.
@@ -59,6 +61,8 @@ class _Batch:
     ) -> None:
         """Raises InvalidInput for a task that no lane takes."""
         self.key = key
+        #: The limit of the task that the last of the jobs which say one says.
+        self.task_concurrency: int | None = None
         self._context = context
         self._schema = schema
         self._task_id = task_id
@@ -102,6 +106,7 @@ class _Batch:
                 raise InvalidInput(_KEY, f"is that of the job {seen[key]} of this request")
             seen[key] = index
         payload = self._schema.check(fields, self._runner, now=self._now)
+        self.task_concurrency = payload.task_concurrency or self.task_concurrency
         order = job_order(self._task_id, payload, address=self._address, key=key, digest=digest if key else None)
         return self._context.submission.prepared(order, self._ids)
 

@@ -18,6 +18,7 @@ from fastlane_core.engine.retrying import Retrying
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobSubmission
+from fastlane_core.engine.task_limits import TaskLimits
 from fastlane_core.settings import ApiSettings, GeneralSettings
 
 #: Key of the context among the extensions of the Quart application.
@@ -47,6 +48,7 @@ class ApiContext:
     queue: Queue
     routing: Routing
     submission: JobSubmission
+    task_limits: TaskLimits
     stopping: Stopping
     replacement: JobReplacement
     retrying: Retrying
@@ -58,6 +60,8 @@ class ApiContext:
     #: The same of its waiting and its preparation; None for no such time.
     queue_timeout: float | None = None
     pull_timeout: float | None = None
+    #: Executions that may run at a time over all lanes; None for as many as the lanes have room for.
+    max_running: int | None = None
     version: str
     #: Address that the server listens on. Bound to loopback, only loopback names are taken as `Host`.
     host: str

@@ -16,6 +16,7 @@ from quart import Blueprint, Quart, Response, current_app
 from werkzeug.routing import Rule
 
 from fastlane_core.api.answers import json_answer
+from fastlane_core.api.concurrency import TaskPayload
 from fastlane_core.api.context import current_context
 from fastlane_core.api.failures import FailureRequest, ReplayRequest
 from fastlane_core.api.payload import PayloadSchema, payload_schema
@@ -68,13 +69,14 @@ _KEYED = (*_SUBMITS, "bulk.enqueue_jobs")
 _BODIES = {
     **dict.fromkeys(_SUBMITS, "Job"),
     "bulk.enqueue_jobs": "Jobs",
+    "tasks.put_task": "TaskPayload",
     "retries.retry_jobs": "RetryRequest",
     "schedules.preview_schedule": "SchedulePreview",
     "failures.replay_failures": "ReplayRequest",
     "failures.dismiss_failures": "FailureRequest",
 }
 #: Models of bodies that are no job.
-_MODELS: Sequence[type[BaseModel]] = (RetryRequest, SchedulePreview, ReplayRequest, FailureRequest)
+_MODELS: Sequence[type[BaseModel]] = (TaskPayload, RetryRequest, SchedulePreview, ReplayRequest, FailureRequest)
 _JOBS: JsonObject = {
     "type": "object",
     "required": ["jobs"],
@@ -98,6 +100,7 @@ _OPERATIONS = {
     "bulk.enqueue_jobs": _Operation(errors=[400, 409, 413, 503]),
     "tasks.get_tasks": _Operation(errors=[400, 404, 503], query=["page"]),
     "tasks.search_tasks": _Operation(errors=[400, 404, 503], query=["query*", "page"]),
+    "tasks.put_task": _Operation(errors=[400, 413, 503]),
     "tasks.get_task": _Operation(errors=[400, 404, 503], query=["cursor"]),
     "jobs.job_details": _STORED,
     "jobs.put_job": _Operation(errors=[400, 409, 412, 413, 503]),
@@ -220,7 +223,7 @@ def _request_body(rule: Rule) -> Mapping[str, Json]:
     if schema is None:
         return {}
     content: JsonObject = {_JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {"requestBody": {"required": schema in ("Job", "Jobs"), "content": content}}
+    return {"requestBody": {"required": schema in ("Job", "Jobs", "TaskPayload"), "content": content}}
 
 
 def _responses(rule: Rule) -> JsonObject:

@@ -56,6 +56,8 @@ def job_order(
         schedule=payload.schedule,
         expiration=payload.expiration,
         priority=payload.priority,
+        task_concurrency=payload.task_concurrency,
+        job_concurrency=payload.job_concurrency,
         notifications=payload.notifications,
         idempotency_key=key,
         request_digest=digest,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, c
 from quart import current_app
 
 from fastlane_core.api.bodies import kind_of, parse_json_object
+from fastlane_core.api.concurrency import CONCURRENCY_EXPECTED, AtATime, ConcurrencyPayload, task_and_job
 from fastlane_core.api.moments import expiration_moment
 from fastlane_core.api.retry_payload import RetryPayload, retry_policy
 from fastlane_core.api.schedule_payload import SCHEDULE_EXPECTED, ScheduleFields, checked_schedule
@@ -57,6 +58,7 @@ _EXPECTED = {
     "expiration": "Unix time in seconds, or ISO 8601 with an offset",
     "expiresIn": "a length of time such as 2m30s",
     "priority": "a whole number from 0 to 9",
+    "concurrency": CONCURRENCY_EXPECTED,
     "retries": f"a whole number from 0 to {_MAX_RETRIES}",
     "retry": "an object with minSeconds, factor, maxSeconds, jitter or on",
 }
@@ -91,7 +93,16 @@ class JobPayload(ScheduleFields):
     expiresIn: str | None = Field(  # noqa: N815
         default=None, description="How long from now it may start, such as 10s, 2m30s, 4h or 1d."
     )
-    priority: int = Field(default=0, ge=0, le=9, description="Higher starts earlier among the jobs of its lane.")
+    priority: int = Field(
+        default=0,
+        ge=0,
+        le=9,
+        description="Higher starts earlier among the jobs of its lane; a step is worth ten minutes of waiting.",
+    )
+    concurrency: AtATime | ConcurrencyPayload | None = Field(
+        default=None,
+        description="Executions that may run at a time: of the task from now on, or of task and job in an object.",
+    )
     retries: int = Field(default=0, ge=0, le=_MAX_RETRIES, description="Further attempts after a failed one.")
     retry: RetryPayload | None = Field(default=None, description="How further attempts are made, and after what.")
 
@@ -108,6 +119,9 @@ class CheckedPayload:
     schedule: Schedule | None
     expiration: float | None
     priority: int
+    #: What it asks for its task, and for itself.
+    task_concurrency: int | None
+    job_concurrency: int | None
     notifications: Mapping[str, JsonObject]
 
 
@@ -168,6 +182,7 @@ class PayloadSchema:
         except ValidationError as error:
             raise self._refusal(error, moved) from None
         start_at, schedule = checked_schedule(payload, now=now)
+        task_concurrency, job_concurrency = task_and_job(payload.concurrency)
         return CheckedPayload(
             spec=RunSpec(
                 image=_checked_image(payload.image),
@@ -185,6 +200,8 @@ class PayloadSchema:
             schedule=schedule,
             expiration=expiration_moment(payload.expiration, payload.expiresIn, now=now),
             priority=payload.priority,
+            task_concurrency=task_concurrency,
+            job_concurrency=job_concurrency,
             notifications=self._plugin_fields(payload, self._notifications),
         )
 

@@ -146,7 +146,7 @@ def _queues(stats: Mapping[str, LaneStats], scheduled: Sequence[Job], scheduled_
     due = [each.next_due_at for each in stats.values()] + [each.due_at for each in scheduled[:1]]
     next_due = min((at for at in due if at is not None), default=None)
     return {
-        "jobs": {"length": sum(each.waiting for each in stats.values())},
+        "jobs": {"length": sum(each.waiting + each.held for each in stats.values())},
         "monitor": {"length": sum(each.leased for each in stats.values())},
         "webhooks": {"length": 0},
         "notify": {"length": 0},
@@ -167,6 +167,7 @@ def _lanes(context: ApiContext, stats: Mapping[str, LaneStats]) -> dict[str, Jso
             "capacity": capacities.get(name, 0),
             "waiting": lane.waiting,
             "delayed": lane.delayed,
+            "held": lane.held,
             "leased": lane.leased,
             "places": dict(lane.places or {}),
         }

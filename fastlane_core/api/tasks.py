@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from quart import Blueprint, Response, request
 
 from fastlane_core.api.answers import json_answer
+from fastlane_core.api.bodies import parsed_body
+from fastlane_core.api.concurrency import parse_task
 from fastlane_core.api.context import current_context
 from fastlane_core.api.links import request_links
-from fastlane_core.api.lookup import find_task, page_number
+from fastlane_core.api.lookup import check_task_id, find_task, page_number
 from fastlane_core.api.orders import requested_job, submitted_answer
-from fastlane_core.api.shapes import task_page
+from fastlane_core.api.shapes import task_item, task_page
 from fastlane_core.api.times import iso_time
 from fastlane_core.errors import Conflict, InvalidInput, NotFound
 from fastlane_core.models import Task
@@ -73,14 +75,24 @@ async def search_tasks() -> Response:
 async def get_task(task_id: str) -> Response:
     """A task with its jobs, most recently modified first."""
     context = current_context()
-    await find_task(context, task_id)
+    task = await find_task(context, task_id)
     page = await context.storage.list_jobs(task_id, cursor=request.args.get("cursor") or None, limit=_JOBS)
     links = request_links(context)
     jobs = [
         {"id": job.id, "createdAt": iso_time(job.created_at), "url": links.job(task_id, job.id)} for job in page.items
     ]
     next_url = links.task(task_id, page.cursor) if page.cursor else None
-    return json_answer({"taskId": task_id, "jobs": jobs, "nextUrl": next_url})
+    return json_answer({"taskId": task_id, "jobs": jobs, "nextUrl": next_url, "concurrency": task.concurrency})
+
+
+@blueprint.put("/tasks/<task_id>/")
+async def put_task(task_id: str) -> Response:
+    """Set how many executions of a task may run at a time, whether it has jobs already or not."""
+    context = current_context()
+    check_task_id(task_id)
+    wanted, _ = await parsed_body(parse_task)
+    task = await context.task_limits.set(task_id, wanted.concurrency)
+    return json_answer({**task_item(task, request_links(context)), "concurrency": task.concurrency})
 
 
 def _check_page(page: int, total: int, per_page: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from fastlane_core.api.context import ApiContext
 from fastlane_core.api.times import iso_time
-from fastlane_core.contracts.queue import LaneStats
+from fastlane_core.contracts.queue import LaneStats, task_key
 from fastlane_core.engine.presence import WORKERS_SCOPE, live_reports
 from fastlane_core.errors import QueueUnavailable
 from fastlane_core.models import Execution, JsonObject, Status
@@ -36,7 +36,12 @@ class WaitingReasons:
             what = "its time to start" if execution.retry_of is None else "the delay before its next attempt, until"
             return f"{what} {iso_time(execution.due_at)} UTC"
         # What keeps everybody in the lane waiting is newer than what was noted when this one was last put back.
-        return await self._lane_trouble(execution.lane) or execution.waiting_for or await self._turn(execution.lane)
+        return (
+            await self._lane_trouble(execution.lane)
+            or await self._limit(execution)
+            or execution.waiting_for
+            or await self._turn(execution.lane)
+        )
 
     async def _lane_trouble(self, name: str) -> str:
         """Why nothing of the lane can be started; "" if something can."""
@@ -52,6 +57,19 @@ class WaitingReasons:
             return "; ".join(reasons) or f"a place in the lane {name} that can take it: none is available"
         return ""
 
+    async def _limit(self, execution: Execution) -> str:
+        """The limit that keeps it waiting; "" if none does."""
+        try:
+            limit = (await self._context.queue.held_by([execution.id])).get(execution.id)
+        except QueueUnavailable:
+            # Told where its turn is.
+            return ""
+        if limit is None:
+            return ""
+        is_task = limit.key == task_key(execution.task_id)
+        name = f"task {execution.task_id}" if is_task else f"job {execution.job_id}"
+        return f"{name} is at its limit of {limit.capacity}"
+
     async def _turn(self, name: str) -> str:
         lane = self._context.routing.lane(name)
         capacity = lane.capacity if lane else 0
@@ -60,6 +78,9 @@ class WaitingReasons:
                 self._lanes = await self._context.queue.stats()
             except QueueUnavailable as error:
                 return f"the queue, which is out of reach: {error}"
+        most, running = self._context.max_running, sum(each.leased for each in self._lanes.values())
+        if most is not None and running >= most:
+            return f"a free slot: {running} of {most} over all lanes (MAX_RUNNING) are taken"
         stats = self._lanes.get(name, LaneStats())
         if stats.leased >= capacity:
             return f"a free slot in the lane {name}: {stats.leased} of {capacity} are taken"

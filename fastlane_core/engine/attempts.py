@@ -23,7 +23,7 @@ async def add_next_attempt(context: WorkerContext, execution: Execution) -> None
             lane = execution.lane
         attempt = next_attempt(execution, lane=lane, now=now)
         await context.storage.add_executions([attempt])
-        await enqueue(context.queue, attempt)
+        await enqueue(context.queue, context.routing, attempt)
     await change_execution(
         context.storage, execution, lambda current: replace(current, owes_at=None, updated_at=now), fence=None
     )

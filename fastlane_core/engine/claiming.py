@@ -22,6 +22,10 @@ class ClaimLoop:
         self._lane = lane
         self._runner = runner
         self._keeper = keeper
+        #: Lanes whose changes may let it claim more: all, where they share what may run.
+        self._awaited = [lane.name]
+        if context.options.max_running is not None:
+            self._awaited = [each.name for each in context.routing.lanes()]
 
     async def run(self) -> None:
         """Claim until cancelled."""
@@ -36,7 +40,7 @@ class ClaimLoop:
                 await asyncio.sleep(self._context.options.trouble_backoff.delay(troubles, floor=0.1))
                 continue
             if pause is not None:
-                await self._context.queue.wait([self._lane.name], pause)
+                await self._context.queue.wait(self._awaited, pause)
 
     async def _claim(self) -> float | None:
         """Claim once; the seconds to wait for more, or None to go on at once."""
@@ -49,6 +53,7 @@ class ClaimLoop:
             capacity=capacity,
             limit=limit,
             lease_seconds=self._context.options.lease_seconds,
+            overall=self._context.options.max_running,
         )
         self._keeper.keep(leases)
         if len(leases) == limit:

@@ -42,6 +42,8 @@ class EngineOptions:
     lease_seconds: float = 15.0
     #: Executions that one worker looks after at a time.
     concurrency: int = 64
+    #: Executions that may hold a slot at a time, over all lanes and workers; None for as many as the lanes have.
+    max_running: int | None = None
     #: Lanes to claim from; None for all.
     lanes: frozenset[str] | None = None
     duties: Duties = field(default_factory=Duties)

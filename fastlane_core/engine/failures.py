@@ -74,7 +74,7 @@ class Failures:
         if replays:
             await self._storage.add_executions(replays)
             try:
-                await self._queue.put([queue_item(each) for each in replays])
+                await self._queue.put([queue_item(each, self._routing) for each in replays])
             except QueueUnavailable as error:
                 log.warning("the queue did not take replays; they will be put there later", error=str(error))
         await asyncio.gather(

@@ -97,7 +97,7 @@ class Inspection:
 
     async def heads(self) -> Sequence[Misfit]:
         """Items near the heads of the lanes that should not wait any more."""
-        lanes = sorted(name for name, stats in (await self._queue.stats()).items() if stats.waiting)
+        lanes = sorted(name for name, stats in (await self._queue.stats()).items() if stats.waiting or stats.held)
         first = self._next_lane % len(lanes) if lanes else 0
         found: list[Misfit] = []
         looked_at = 0
@@ -122,7 +122,7 @@ class Inspection:
     async def closed_lanes(self) -> AsyncIterator[Misfit]:
         """What waits in lanes that no runner offers any more."""
         for lane, stats in (await self._queue.stats()).items():
-            if self._routing.lane(lane) is not None or not stats.waiting + stats.delayed:
+            if self._routing.lane(lane) is not None or not stats.waiting + stats.delayed + stats.held:
                 continue
             for item in await self._queue.peek(lane, PAGE):
                 target: str | InvalidInput

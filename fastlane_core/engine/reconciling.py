@@ -23,6 +23,7 @@ from fastlane_core.engine.misfits import Inspection, Misfit
 from fastlane_core.engine.rebuilding import lease_of, rebuild_queue
 from fastlane_core.engine.records import change_execution
 from fastlane_core.engine.submission import queue_item
+from fastlane_core.engine.task_limits import TaskLimits
 from fastlane_core.engine.topics import execution_topic, worker_topic
 from fastlane_core.errors import EngineUnavailable, QueueUnavailable, RunNotFound, StorageUnavailable
 from fastlane_core.models import Event, EventKind, Execution, Mending, Status
@@ -48,6 +49,9 @@ class Reconciler:
         self._keeper = keeper
         self._inspection = Inspection(context.storage, context.queue, context.routing, context.clock, in_hand=keeper)
         self._cursor: str | None = None
+        self._task_limits = TaskLimits(context.storage, context.queue, context.clock)
+        #: Whether everything that waits has the limits that this worker's settings say.
+        self._limits_told = False
         self._repeated: OrderedDict[str, None] = OrderedDict()
         self._returned: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
@@ -79,6 +83,7 @@ class Reconciler:
         """One pass. Raises StorageUnavailable, QueueUnavailable."""
         if await self._context.queue.needs_rebuild():
             await rebuild_queue(self._context, self._keeper.leases())
+        await self._task_limits.compare()
         await self._mend_unfinished()
         for misfit in await self._inspection.heads():
             await self._remove_from_queue(misfit)
@@ -100,10 +105,21 @@ class Reconciler:
             misfits, page = await self._inspection.unfinished(self._cursor)
             for misfit in misfits:
                 await self._mend(misfit)
+            if not self._limits_told:
+                await self._tell_limits(page.items)
             seen += len(page.items)
             self._cursor = page.cursor
             if self._cursor is None:
+                self._limits_told = True
                 return
+
+    async def _tell_limits(self, executions: Sequence[Execution]) -> None:
+        """Settings may have changed since the executions were put in the queue."""
+        waiting = [each for each in executions if each.place is None and each.id not in self._keeper]
+        present = await self._context.queue.contains([each.id for each in waiting])
+        await self._context.queue.put(
+            [queue_item(each, self._context.routing) for each in waiting if each.id in present]
+        )
 
     async def _mend(self, misfit: Misfit) -> None:
         # Much may have happened since the page was read.
@@ -120,9 +136,11 @@ class Reconciler:
 
     async def _put_back(self, misfit: Misfit, execution: Execution) -> None:
         if execution.place is None:
-            await self._context.queue.put([queue_item(execution)])
+            await self._context.queue.put([queue_item(execution, self._context.routing)])
         else:
-            await self._context.queue.restore_leases([lease_of(execution)], self._context.options.lease_seconds)
+            await self._context.queue.restore_leases(
+                [lease_of(execution, self._context.routing)], self._context.options.lease_seconds
+            )
         self._note(misfit, "put back", execution)
 
     async def _expire(self, misfit: Misfit, execution: Execution) -> None:
@@ -190,7 +208,7 @@ class Reconciler:
         execution = await change_execution(self._context.storage, execution, _moves_to(target), fence=None)
         if not execution.status.is_final and execution.lane == target:
             await self._context.queue.cancel(execution.id)
-            await self._context.queue.put([queue_item(execution)])
+            await self._context.queue.put([queue_item(execution, self._context.routing)])
             self._note(misfit, f"moved to {target}", execution)
 
     async def _adopt_in_closed_lanes(self) -> None:

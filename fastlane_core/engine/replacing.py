@@ -8,7 +8,7 @@ from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage, Submission, Submitted
 from fastlane_core.engine.identifiers import replacement_id
 from fastlane_core.engine.stopping import Stopping
-from fastlane_core.engine.submission import JobOrder, JobSubmission, enqueue
+from fastlane_core.engine.submission import JobOrder, JobSubmission
 from fastlane_core.errors import Conflict, PreconditionFailed, RevisionConflict
 from fastlane_core.models import Job
 
@@ -63,6 +63,7 @@ class JobReplacement:
                 execution = await self._storage.get_execution(_execution_id(stored))
                 return await self._carried_out(Submitted(job=stored, execution=execution, repeated=True))
             precondition.check(stored)
+            await self._submission.limit_task(order)
             try:
                 (submitted,) = await self._storage.submit([_replacing(wanted, stored, order)])
             except RevisionConflict:
@@ -75,7 +76,7 @@ class JobReplacement:
         if submitted.job.generation:
             await self._stopping.supersede(submitted.job)
         if submitted.execution is not None and not submitted.execution.status.is_final:
-            await enqueue(self._queue, submitted.execution)
+            await self._submission.enqueue(submitted.execution)
         return submitted
 
 

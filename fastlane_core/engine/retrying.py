@@ -114,7 +114,7 @@ class Retrying:
             if submitted.execution is not None and self._waits_for_its_time(submitted.execution):
                 # Its retry was made by itself just now, for later.
                 return await self._bring_forward(submitted.execution)
-            await enqueue(self._queue, again)
+            await enqueue(self._queue, self._routing, again)
             return submitted.execution or again
         raise RevisionConflict(f"job {job_id} kept changing: gave up after {_TRIES} tries")
 
@@ -176,7 +176,7 @@ class Retrying:
                 await self._queue.cancel(moved.id)
             except QueueUnavailable as error:
                 log.warning("the queue did not hear of a new time", execution=moved.id, error=str(error))
-            await enqueue(self._queue, moved)
+            await enqueue(self._queue, self._routing, moved)
         return moved
 
 

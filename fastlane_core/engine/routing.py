@@ -1,19 +1,30 @@
-"""Which lane, and so which runner, a task's jobs go to. Pure: it asks no engine."""
+"""Which lane, and so which runner, a task's jobs go to, and how many may run. Pure: it asks no engine."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fastlane_core.contracts.runner import Lane, Runner
 from fastlane_core.errors import InvalidInput, SettingsError
 from fastlane_core.models import Execution
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskLimit:
+    """How many executions of each task whose id begins with a match of `pattern` may hold a slot at a time."""
+
+    pattern: re.Pattern[str]
+    capacity: int
+
+
 class Routing:
     """All lanes of the enabled runners; the first runner that takes a task gets it."""
 
-    def __init__(self, runners: Sequence[Runner]) -> None:
+    def __init__(self, runners: Sequence[Runner], task_limits: Sequence[TaskLimit] = ()) -> None:
         self.runners = tuple(runners)
+        self._task_limits = tuple(task_limits)
         self._lanes: dict[str, tuple[Lane, Runner]] = {}
         for runner in self.runners:
             for lane in runner.lanes():
@@ -63,6 +74,11 @@ class Routing:
             f"execution {execution.id} belongs to the runner {name}, which is not enabled here; "
             f"enabled: {', '.join(each.name for each in self.runners) or 'none'}"
         )
+
+    def task_limit(self, task_id: str) -> int | None:
+        """The strictest of the limits that hold for the task; None for no limit."""
+        matching = (each.capacity for each in self._task_limits if each.pattern.match(task_id))
+        return min(matching, default=None)
 
     def lane_for(self, task_id: str) -> Lane:
         """The lane that the task's jobs wait in. Raises InvalidInput where no lane takes them."""

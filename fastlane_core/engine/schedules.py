@@ -181,6 +181,7 @@ def execution_of(job: Job, tick: float, *, lane: str, now: float) -> Execution:
         created_at=now,
         updated_at=now,
         priority=job.priority,
+        job_concurrency=job.most_running,
         generation=job.generation,
         tick=tick,
         # Drawn from the id: whoever makes it draws the same.

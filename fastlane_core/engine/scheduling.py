@@ -141,7 +141,7 @@ class Scheduler:
         await self._storage.add_executions(executions)
         self._context.reach(FaultPoint.TICKS_ADDED)
         try:
-            await self._context.queue.put([queue_item(each) for each in executions])
+            await self._context.queue.put([queue_item(each, self._context.routing) for each in executions])
         except QueueUnavailable as error:
             log.warning("the queue did not take what fired; it will be put there later", error=str(error))
         self._context.reach(FaultPoint.TICKS_QUEUED)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from fastlane_core.contracts.queue import Queue, QueueItem
+from fastlane_core.contracts.queue import Limit, Queue, QueueItem, job_key, task_key
 from fastlane_core.contracts.storage import Storage, Submission, Submitted
 from fastlane_core.engine.identifiers import new_id
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.schedules import begun
+from fastlane_core.engine.task_limits import TaskLimits
 from fastlane_core.errors import InvalidInput, QueueUnavailable
 from fastlane_core.models import Execution, Job, JsonObject, RetryPolicy, RunSpec, Schedule, Status
 
@@ -36,6 +37,9 @@ class JobOrder:
     schedule: Schedule | None = None
     expiration: float | None = None
     priority: int = 0
+    #: Executions of the job, and of its task, that may hold a slot at a time; None says nothing about them.
+    job_concurrency: int | None = None
+    task_concurrency: int | None = None
     notifications: Mapping[str, JsonObject] = field(default_factory=dict)
     idempotency_key: str | None = None
     request_digest: str | None = None
@@ -51,23 +55,35 @@ class JobSubmission:
     def __init__(self, storage: Storage, queue: Queue, routing: Routing, clock: Callable[[], float]) -> None:
         self._storage = storage
         self._queue = queue
-        self._enqueuing = Enqueuing(queue)
+        self._enqueuing = Enqueuing(queue, routing)
+        self._task_limits = TaskLimits(storage, queue, clock)
         self._routing = routing
         self._clock = clock
 
     async def submit(self, order: JobOrder) -> Submitted:
         """Accept one job; durable when it returns. Raises what `prepared` raises, and StorageUnavailable."""
-        (submitted,) = await self._storage.submit([self.prepared(order)])
+        submission = self.prepared(order)
+        await self.limit_task(order)
+        (submitted,) = await self._storage.submit([submission])
         if not submitted.repeated and submitted.execution is not None:
-            await self._enqueuing.put(submitted.execution)
+            await self.enqueue(submitted.execution)
         return submitted
 
     async def submit_many(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         """Store what was `prepared`, one answer each; durable when it returns. Raises StorageUnavailable."""
         submitted = await self._storage.submit(submissions)
         new = [each.execution for each in submitted if each.execution is not None and not each.repeated]
-        await enqueue(self._queue, *new)
+        await enqueue(self._queue, self._routing, *new)
         return submitted
+
+    async def limit_task(self, order: JobOrder) -> None:
+        """Have the task's limit be as an accepted order says, if it says so. Raises StorageUnavailable."""
+        if order.task_concurrency is not None:
+            await self._task_limits.ensure(order.task_id, order.task_concurrency)
+
+    async def enqueue(self, execution: Execution) -> None:
+        """Put a stored execution in the queue, together with others that come at the same time."""
+        await self._enqueuing.put(execution)
 
     def prepared(self, order: JobOrder, ids: Iterator[str] = NEW_IDS) -> Submission:
         """The job, with its first execution unless its schedule makes that, as they are to be stored.
@@ -98,6 +114,7 @@ class JobSubmission:
             schedule=order.schedule,
             expiration=order.expiration,
             priority=order.priority,
+            concurrency=order.job_concurrency,
             notifications=order.notifications,
             idempotency_key=order.idempotency_key,
             request_digest=order.request_digest,
@@ -117,6 +134,7 @@ class JobSubmission:
             created_at=now,
             updated_at=now,
             priority=job.priority,
+            job_concurrency=job.most_running,
             due_at=job.start_at or 0.0,
             expiration=job.expiration,
             request_ip=job.request_ip,
@@ -127,8 +145,9 @@ class JobSubmission:
 class Enqueuing:
     """Puts stored executions in the queue, those that come in one turn of the event loop by one call."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, routing: Routing) -> None:
         self._queue = queue
+        self._routing = routing
         self._executions: list[Execution] = []
         self._putting: asyncio.Task[None] | None = None
 
@@ -142,23 +161,30 @@ class Enqueuing:
 
     async def _put_together(self) -> None:
         executions, self._executions, self._putting = self._executions, [], None
-        await enqueue(self._queue, *executions)
+        await enqueue(self._queue, self._routing, *executions)
 
 
-async def enqueue(queue: Queue, *executions: Execution) -> None:
+async def enqueue(queue: Queue, routing: Routing, *executions: Execution) -> None:
     """Put stored executions in the queue. One that is down is no error: the reconciler puts them there later."""
     try:
-        await queue.put([queue_item(execution) for execution in executions])
+        await queue.put([queue_item(execution, routing) for execution in executions])
     except QueueUnavailable as error:
         log.warning("the queue did not take executions; they will be put there later", error=str(error))
 
 
-def queue_item(execution: Execution) -> QueueItem:
-    """The execution as the queue knows it."""
+def queue_item(execution: Execution, routing: Routing) -> QueueItem:
+    """The execution as the queue knows it, with the limits that records and settings have for it."""
+    limits = []
+    if execution.job_concurrency is not None:
+        limits.append(Limit(key=job_key(execution.task_id, execution.job_id), capacity=execution.job_concurrency))
+    of_task = routing.task_limit(execution.task_id)
+    if of_task is not None:
+        limits.append(Limit(key=task_key(execution.task_id), capacity=of_task))
     return QueueItem(
         execution_id=execution.id,
         task_id=execution.task_id,
         lane=execution.lane,
         priority=execution.priority,
         due_at=execution.due_at,
+        limits=tuple(limits),
     )

@@ -74,6 +74,22 @@ class GeneralSettings(_Section):
         return self
 
 
+class TaskLimitSettings(_Section):
+    """A limit of the tasks that match."""
+
+    match: str = ""
+    maxRunning: int = Field(ge=1, le=1_000_000)  # noqa: N815 - as farms have it
+
+    @field_validator("match")
+    @classmethod
+    def _is_a_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from error
+        return value
+
+
 class WorkerSettings(_Section):
     """How workers run jobs."""
 
@@ -100,6 +116,19 @@ class WorkerSettings(_Section):
         le=3600,
         description="How long a worker's claim on an execution lasts without being renewed, in seconds: how soon "
         "others take over from one that died.",
+    )
+    task_limits: list[TaskLimitSettings] = Field(
+        default=[],
+        max_length=1000,
+        description='How many executions of a task may run at a time: a list of {"match": "regex", "maxRunning": n}. A '
+        "limit holds for each task whose id begins with a match, by itself; the strictest counts, and so does one that "
+        "a caller has set. An empty expression matches all.",
+    )
+    max_running: int | None = Field(
+        default=None,
+        ge=1,
+        description="Executions that may run at a time over all lanes and workers. None: as many as the lanes have "
+        "room for. A Redis Cluster cannot count over its servers, and refuses to start with it.",
     )
     worker_concurrency: int = Field(
         default=64,

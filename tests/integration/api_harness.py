@@ -28,6 +28,7 @@ from fastlane_core.engine.retrying import Retrying
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
+from fastlane_core.engine.task_limits import TaskLimits
 from fastlane_core.engine.topics import execution_topic
 from fastlane_core.errors import Unsupported
 from fastlane_core.models import (
@@ -190,6 +191,7 @@ async def running_api(
         queue=queue,
         routing=routing,
         submission=submission,
+        task_limits=TaskLimits(storage, queue, time.time),
         stopping=stopping,
         replacement=JobReplacement(storage, queue, submission, stopping),
         retrying=Retrying(storage, queue, routing, stopping, time.time),
