@@ -170,4 +170,5 @@ class Service:
 
 def _environment() -> dict[str, str]:
     """The environment without settings of the machine that the tests run on."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(("FASTLANE_", "DOCKER_"))}
+    settings = ("FASTLANE_", "DOCKER_", "REDIS_", "MONGODB_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(settings)}

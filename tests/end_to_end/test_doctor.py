@@ -135,14 +135,21 @@ def test_servers_of_other_stores_are_looked_at_and_their_clocks_compared(
     tmp_path: Path, mongo_url: str, redis_server: RedisServer
 ) -> None:
     mongo = urlsplit(mongo_url)
-    assert mongo.port is not None
+    if mongo.scheme != "mongodb" or "," in mongo.netloc or "tls=true" in mongo.query:
+        pytest.skip("the server that MONGODB_URL names cannot be reached through a proxy that changes its answers")
+    user, at, _ = mongo.netloc.rpartition("@")
+    options = [each for each in mongo.query.split("&") if each.partition("=")[0] in ("authSource", "authMechanism")]
+    query = "&".join([*options, "directConnection=true"])
     database = f"fastlane_{uuid.uuid4().hex}"
-    with WrongClock(mongo.port, 90) as behind_mongo, WrongClock(redis_server.port, -70) as behind_redis:
+    with (
+        WrongClock(mongo.port or 27_017, 90, mongo.hostname or "") as behind_mongo,
+        WrongClock(redis_server.port, -70) as behind_redis,
+    ):
         settings = {
             "RUNNERS": ["process"],
             "STORAGE": "mongo",
             "QUEUE": "redis",
-            "MONGODB_URL": f"mongodb://127.0.0.1:{behind_mongo.port}/{database}?directConnection=true",
+            "MONGODB_URL": f"mongodb://{user}{at}127.0.0.1:{behind_mongo.port}/{database}?{query}",
             "REDIS_URL": f"redis://127.0.0.1:{behind_redis.port}",
         }
         _, report = doctor(Service(tmp_path, settings))

@@ -15,9 +15,9 @@ _MONGO_TIME = re.compile(rb"\x09localTime\x00(.{8})", re.DOTALL)
 class WrongClock(TcpProxy):
     """In front of Redis or MongoDB, whose clock is ahead by `seconds`."""
 
-    def __init__(self, port: int, seconds: int) -> None:
+    def __init__(self, port: int, seconds: int, host: str = "127.0.0.1") -> None:
         self._seconds = seconds
-        super().__init__(("127.0.0.1", port))
+        super().__init__((host, port))
 
     def _filters(self) -> tuple[Filter, Filter]:
         return bytes, self._changed

@@ -21,7 +21,7 @@ _OLDEST: Final = (4, 4)
 #: Members of a replica set of which one may be gone while a majority is left.
 _SAFE_MEMBERS: Final = 3
 #: Seconds that all calls may take together, and in which a process that is starting makes an index.
-_SECONDS: Final = 15.0
+_SECONDS: Final = 10.0
 _MAKING_SECONDS: Final = 2.0
 #: Bytes of free disk under which it is warned.
 _LITTLE_BYTES: Final = 2**30
