@@ -24,6 +24,10 @@ MAX_RUNNING = 4
 Damage = Callable[[random.Random], None]
 
 
+class InVain(Exception):
+    """What was meant to be the damage did not come about; everything is repaired."""
+
+
 @dataclass
 class Beneath:
     """Storage and queue."""

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import redis
 
-from tests.chaos.deployment import Beneath
+from tests.chaos.deployment import Beneath, InVain
 from tests.end_to_end.service import until
 from tests.services.fixtures import require_redis, started_mongo
 from tests.services.mongodb import MongoServer
 from tests.services.redis_server import RedisServer, SentinelGroup
+
+#: Seconds for sentinels to agree: ones that get no time to run do nothing for half a minute.
+_PATIENCE = 120.0
 
 
 def on_sqlite(folder: Path) -> Beneath:
@@ -66,19 +69,27 @@ def _fail_over(sentinels: SentinelGroup) -> None:
     master = _master(sentinels)
     master.kill()
     try:
-        until("there is another master", lambda: _master(sentinels) is not master, 30, 0.2)
+        until("there is another master", lambda: master not in _named(sentinels), _PATIENCE, 0.2)
+    except AssertionError as error:
+        raise InVain from error
     finally:
         master.start()
 
 
 def _master(sentinels: SentinelGroup) -> RedisServer:
-    """The master, once the sentinels agree on a living one."""
-    found: list[RedisServer] = []
+    """The master, once the sentinels agree on one that knows of it."""
 
-    def is_known() -> bool:
-        with contextlib.suppress(redis.RedisError, StopIteration):
-            found[:] = [sentinels.master()]
-        return bool(found)
+    def agreed() -> RedisServer | None:
+        named = _named(sentinels)
+        with contextlib.suppress(redis.RedisError), named[0].client() as client:
+            if len(set(named)) == 1 and client.info("replication")["role"] == "master":
+                return named[0]
+        return None
 
-    until("sentinels name a master", is_known, 30, 0.2)
-    return found[0]
+    found: RedisServer = until("the sentinels agree on a master", agreed, _PATIENCE, 0.2)
+    return found
+
+
+def _named(sentinels: SentinelGroup) -> list[RedisServer]:
+    """The master by each of the sentinels."""
+    return [sentinels.master_by(each) for each in sentinels.sentinels]

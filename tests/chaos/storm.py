@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tests.chaos.deployment import MAX_RUNNING, Beneath, Damage, Deployment, deployed
+from tests.chaos.deployment import MAX_RUNNING, Beneath, Damage, Deployment, InVain, deployed
 from tests.chaos.judging import attempts_of, has_ended, judge
 from tests.chaos.report import Report
 from tests.chaos.workload import Client
@@ -62,7 +62,10 @@ def _raging(deployment: Deployment, report: Report, *, seed: int, seconds: float
                 time.sleep(chance.uniform(0.3, 2.0))
                 name = names[turn] if turn < len(names) else chance.choice(names)
                 turn += 1
-                damages[name](chance)
+                try:
+                    damages[name](chance)
+                except InVain:
+                    name = f"{name}, in vain"
                 report.damages[name] += 1
         except BaseException as error:
             errors.append(error)

@@ -192,7 +192,11 @@ class SentinelGroup:
 
     def master(self) -> RedisServer:
         """Which one the sentinels name now."""
-        with self.sentinels[-1].client() as client:
+        return self.master_by(self.sentinels[-1])
+
+    def master_by(self, sentinel: RedisServer) -> RedisServer:
+        """Which one that sentinel names."""
+        with sentinel.client() as client:
             _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME)
         return next(server for server in self.servers if server.port == int(port))
 
