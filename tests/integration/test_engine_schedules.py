@@ -160,6 +160,33 @@ async def test_replace_stops_the_earlier_execution(fastlane: Deployment) -> None
     assert (earlier.status, earlier.reason, later.status) == (Status.STOPPED, Reason.STOPPED, Status.ENQUEUED)
 
 
+@pytest.mark.parametrize("overlap", [Overlap.QUEUE, Overlap.REPLACE])
+async def test_ticks_that_wait_for_each_other_run_one_at_a_time(fastlane: Deployment, overlap: Overlap) -> None:
+    job = await scheduled(fastlane, "sleep 600", overlap=overlap)
+    one = scheduler(fastlane)
+
+    async with fastlane.worker():
+        for count in range(1, 4):
+            await fire_at_tick(fastlane, job, one)
+
+            async def one_runs(count: int = count) -> bool:
+                found = await executions(fastlane, job)
+                running = [each for each in found if each.status is Status.RUNNING]
+                assert len(running) <= 1
+                return len(found) == count and running == [found[0 if overlap is Overlap.QUEUE else -1]]
+
+            await until(one_runs)
+        if overlap is Overlap.QUEUE:
+            first, second, _ = await executions(fastlane, job)
+            await Stopping(fastlane.storage, fastlane.queue, fastlane.clock).stop_execution("test", job.id, first.id)
+            await fastlane.running(second)
+        statuses = [each.status for each in await executions(fastlane, job)]
+
+    waiting = Status.ENQUEUED if overlap is Overlap.QUEUE else Status.RUNNING
+    ran = Status.RUNNING if overlap is Overlap.QUEUE else Status.STOPPED
+    assert statuses == [Status.STOPPED, ran, waiting]
+
+
 async def test_stopping_a_job_ends_its_schedule(fastlane: Deployment) -> None:
     job = await scheduled(fastlane)
     one = scheduler(fastlane)
