@@ -1,10 +1,12 @@
-"""Steps per second of the queues, and what a claim costs with many waiting.
+"""Steps per second of the queues, and what a claim costs with many waiting, or many held by a limit.
 
-    python -m benchmarks.queue [--waiting 1000000] [--steps 2000] [--rounds 5] [--callers 16] [--queues sqlite,redis]
+    python -m benchmarks.queue [--waiting 1000000] [--held 10000] [--steps 2000] [--rounds 5] [--callers 16]
+                               [--queues sqlite,redis]
 
 For each queue: put, claim and ack per second, one item a call, by so many callers at a time; then rounds of claim and
 ack (one item each, one caller) on a lane in which 1,000 wait, and on one in which `--waiting` do, in turns. Prints the
 median rate of each with its spread, and the ratio of the two medians: 1.0 means that it does not matter how many wait.
+Then the same on a lane in which `--held` items of a task limited to 2 wait besides, and on one without them.
 
 Redis is started by the benchmark, on loopback and without persistence; SQLite is on a file in the temporary folder.
 """
@@ -17,12 +19,13 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fastlane_core.builtin.sqlite.queue import SqliteQueue
-from fastlane_core.contracts.queue import Lease, Queue, QueueItem
+from fastlane_core.contracts.queue import Lease, Limit, Queue, QueueItem, task_key
 from tests.services.redis_queues import redis_queue
 from tests.services.redis_server import RedisServer
 
@@ -34,6 +37,7 @@ async def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waiting", type=int, default=1_000_000)
+    parser.add_argument("--held", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--callers", type=int, default=16)
@@ -47,6 +51,7 @@ async def main() -> None:
                 print(f"{name}: {await queue.health()}")
                 await _rates(queue, arguments.steps, arguments.callers)
                 await _depths(queue, arguments.waiting, arguments.steps // 4, arguments.rounds)
+                await _limited(queue, arguments.held, arguments.steps // 4, arguments.rounds)
             finally:
                 await queue.close()
 
@@ -72,7 +77,27 @@ async def _depths(queue: Queue, waiting: int, steps: int, rounds: int) -> None:
     for lane, depth in depths.items():
         for start in range(0, depth, _BATCH):
             await queue.put([_item(lane) for _ in range(min(_BATCH, depth - start))])
-    rates: dict[str, list[float]] = {lane: [] for lane in depths}
+    told = {lane: f"{depth:9,} waiting" for lane, depth in depths.items()}
+    few, many = await _compare(queue, told, steps, rounds)
+    print(f"  ratio {few / many:.2f} (limit 1.5)")
+
+
+async def _limited(queue: Queue, held: int, steps: int, rounds: int) -> None:
+    for lane in ("free", "limited"):
+        await queue.put([_item(lane) for _ in range(_FEW)])
+    limits = (Limit(key=task_key("limited"), capacity=2),)
+    for start in range(0, held, _BATCH):
+        count = min(_BATCH, held - start)
+        await queue.put([replace(_item("limited"), task_id="limited", priority=9, limits=limits) for _ in range(count)])
+    running = await queue.claim("limited", worker="benchmark", capacity=2, limit=2, lease_seconds=3600.0)
+    assert [lease.item.task_id for lease in running] == ["limited"] * 2
+    free, beside = await _compare(queue, {"free": "none held", "limited": f"{held:,} held"}, steps, rounds)
+    print(f"  ratio {free / beside:.2f} (limit 1.1)")
+
+
+async def _compare(queue: Queue, lanes: Mapping[str, str], steps: int, rounds: int) -> Sequence[float]:
+    """The median rates of claim and ack in lanes, in turns; prints them with what is told of each lane."""
+    rates: dict[str, list[float]] = {lane: [] for lane in lanes}
     for _ in range(rounds):
         for lane, found in rates.items():
 
@@ -83,11 +108,10 @@ async def _depths(queue: Queue, waiting: int, steps: int, rounds: int) -> None:
             found.append(await _rate(claim_and_ack, steps, 1))
             # So many wait again.
             await queue.put([_item(lane) for _ in range(steps)])
-    medians = {lane: statistics.median(found) for lane, found in rates.items()}
     for lane, found in rates.items():
         spread = f"{min(found):,.0f} to {max(found):,.0f}"
-        print(f"  claim and ack with {depths[lane]:9,} waiting: {medians[lane]:7,.0f}/s  ({spread})")
-    print(f"  ratio {medians['few'] / medians['many']:.2f} (limit 1.5)")
+        print(f"  claim and ack with {lanes[lane]}: {statistics.median(found):7,.0f}/s  ({spread})")
+    return [statistics.median(found) for found in rates.values()]
 
 
 async def _rate(step: Callable[[], Awaitable[None]], steps: int, callers: int) -> float:

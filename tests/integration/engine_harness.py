@@ -17,7 +17,7 @@ from fastlane_core.contracts.storage import Storage
 from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.context import EngineOptions, WorkerContext
 from fastlane_core.engine.faultpoints import FaultPoint
-from fastlane_core.engine.routing import Routing
+from fastlane_core.engine.routing import Routing, TaskLimit
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
 from fastlane_core.engine.supervision import Supervision
@@ -62,12 +62,14 @@ class Deployment:
         self.storage = storage or SqliteStorage(folder / "storage.db")
         self.queue: Queue = SqliteQueue(folder / "queue.db", clock=self.clock)
         self.lanes = dict(lanes or {"fake:default": 50})
+        self.task_limits: list[TaskLimit] = []
         self.events: list[Event] = []
         self.reports: list[BaseException] = []
 
     def routing(self) -> Routing:
         """Routing over a runner of its own, as every process has."""
-        return Routing([FakeRunner(self.engine, deployment_id="test", lanes=self.lanes, route=self._route)])
+        runner = FakeRunner(self.engine, deployment_id="test", lanes=self.lanes, route=self._route)
+        return Routing([runner], self.task_limits)
 
     def _route(self, task_id: str) -> str | None:
         """A task that is named like a lane goes there, any other to the first."""

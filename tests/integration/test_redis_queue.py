@@ -14,7 +14,7 @@ from fastlane_core.builtin.redis.keys import Keys, shard_of
 from fastlane_core.builtin.redis.queue import RedisQueue
 from fastlane_core.builtin.redis.scripts import script
 from fastlane_core.builtin.redis.servers import TlsFiles
-from fastlane_core.contracts.queue import Cancelled, Lease, QueueItem
+from fastlane_core.contracts.queue import AGEING_SECONDS, Cancelled, Lease, QueueItem
 from fastlane_core.errors import QueueUnavailable
 from fastlane_core.testing.examples import an_item, new_id
 from fastlane_core.testing.queue_fixtures import claim, claim_one, ids
@@ -194,6 +194,20 @@ async def test_a_server_that_has_forgotten_the_scripts_is_told_again(queue: Redi
         client.script_flush()
 
     assert ids(await claim(queue)) == ["a"]
+
+
+async def test_no_item_waits_for_ever_behind_higher_priorities(redis_server: RedisServer, deployment: str) -> None:
+    async with opened(redis_queue(redis_server.url, deployment)) as queue:
+        await queue.rebuilt()
+        await queue.put([an_item("old"), an_item("new"), an_item("high", priority=1)])
+        waiting = Keys(deployment).lane("lane")[0]
+        with redis_server.client() as client:
+            scores = {id_.decode(): score for id_, score in client.zrange(waiting, 0, -1, withscores=True)}
+            assert scores["new"] - scores["high"] == pytest.approx(AGEING_SECONDS * 1e6, abs=1e6)
+            # As if it had waited for so long.
+            client.zincrby(waiting, -(AGEING_SECONDS * 1e6 + 1e6), "old")
+
+        assert ids(await claim(queue)) == ["old", "high", "new"]
 
 
 # Keys
