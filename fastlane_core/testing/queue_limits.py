@@ -214,6 +214,21 @@ class QueueLimitTests(QueueFixtures):
         await queue.ack(busy)
         assert ids(await claim(queue)) == ["a1"]
 
+    async def test_room_passes_those_by_whose_narrower_limit_was_used_up_meanwhile(self, queue: Queue) -> None:
+        await queue.put([of_job("x", "x", of_task=2), of_job("y", "y", of_task=2)])
+        first, second = await claim(queue)
+        await queue.put([of_job(f"a{number}", "a", of_task=2) for number in range(1, 4)])
+        await queue.put([of_job("b", "b", of_task=2)])
+        await queue.ack(first)
+        third = await claim_one(queue)
+        assert third.item.execution_id == "a1"
+
+        await queue.ack(second)
+
+        assert ids(await claim(queue)) == ["b"]
+        await queue.ack(third)
+        assert ids(await claim(queue)) == ["a2"]
+
     async def test_who_was_to_use_the_room_leaves_it_to_another(self, queue: Queue) -> None:
         await queue.put([of_job("a", "job", of_task=2), of_job("x", "other", of_task=2)])
         first, second = await claim(queue)

@@ -14,7 +14,7 @@ from fastlane_core.builtin.redis.keys import Keys, shard_of
 from fastlane_core.builtin.redis.queue import RedisQueue
 from fastlane_core.builtin.redis.scripts import script
 from fastlane_core.builtin.redis.servers import TlsFiles
-from fastlane_core.contracts.queue import AGEING_SECONDS, Cancelled, Lease, QueueItem
+from fastlane_core.contracts.queue import AGEING_SECONDS, Cancelled, Lease, Limit, QueueItem, task_key
 from fastlane_core.errors import QueueUnavailable
 from fastlane_core.testing.examples import an_item, new_id
 from fastlane_core.testing.queue_fixtures import claim, claim_one, ids
@@ -186,6 +186,33 @@ async def test_other_steps_may_be_repeated_too(queue: RedisQueue, proxy: Forgetf
     assert proxy.lost == 6
     assert await queue.loads("lane") == {"place": 1, "else": 1}
     assert sorted(ids(await claim(queue, worker="second"))) == ["1", "2"]
+
+
+async def test_limits_are_heeded_when_answers_are_lost(queue: RedisQueue, proxy: ForgetfulProxy) -> None:
+    limits = (Limit(key=task_key("task"), capacity=2),)
+    proxy.lose_answer_of("put")
+    await queue.put([an_item(f"{number}", limits=limits) for number in range(6)])
+    proxy.lose_answer_of("claim")
+    leases = await claim(queue)
+    assert ids(leases) == ["0", "1"]
+    proxy.lose_answer_of("ack")
+    await queue.ack(leases[0])
+    proxy.lose_answer_of("release")
+    await queue.release(leases[1], delay=100.0)
+    assert ids(await claim(queue)) == ["2", "3"]
+    proxy.lose_answer_of("cancel")
+    assert await queue.cancel("4") is Cancelled.REMOVED
+    await queue.put([an_item("5"), an_item("6")])
+    proxy.lose_answer_of("set_limit")
+    await queue.set_limit(task_key("task"), 3)
+    assert ids(await claim(queue)) == ["5"]
+    proxy.lose_answer_of("look_again")
+    await queue.set_limit(task_key("task"), None)
+
+    assert ids(await claim(queue)) == ["6"]
+    assert proxy.lost == 7
+    stats = (await queue.stats())["lane"]
+    assert (stats.leased, stats.held, stats.waiting, stats.delayed) == (4, 0, 0, 1)
 
 
 async def test_a_server_that_has_forgotten_the_scripts_is_told_again(queue: RedisQueue, proxy: ForgetfulProxy) -> None:
