@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from fastlane_core.api.context import ApiContext
 from fastlane_core.api.times import iso_time
-from fastlane_core.contracts.queue import LaneStats, task_key
+from fastlane_core.contracts.queue import LaneStats, Limit, task_key
 from fastlane_core.engine.presence import WORKERS_SCOPE, live_reports
 from fastlane_core.errors import QueueUnavailable
 from fastlane_core.models import Execution, JsonObject, Status
@@ -25,6 +25,8 @@ class WaitingReasons:
         self._context = context
         self._workers: Sequence[JsonObject] | None = None
         self._lanes: Mapping[str, LaneStats] | None = None
+        #: By execution, for those that were asked for.
+        self._limits: dict[str, Limit | None] = {}
 
     async def of(self, execution: Execution) -> str | None:
         """What the execution waits for; None once it runs or has ended. Raises StorageUnavailable."""
@@ -59,11 +61,14 @@ class WaitingReasons:
 
     async def _limit(self, execution: Execution) -> str:
         """The limit that keeps it waiting; "" if none does."""
-        try:
-            limit = (await self._context.queue.held_by([execution.id])).get(execution.id)
-        except QueueUnavailable:
-            # Told where its turn is.
-            return ""
+        if execution.id not in self._limits:
+            try:
+                found = await self._context.queue.held_by([execution.id])
+            except QueueUnavailable:
+                # Told where its turn is.
+                return ""
+            self._limits[execution.id] = found.get(execution.id)
+        limit = self._limits[execution.id]
         if limit is None:
             return ""
         is_task = limit.key == task_key(execution.task_id)
