@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastlane_core.errors import Unsupported
+from fastlane_core.errors import RunNotFound, Unsupported
 from fastlane_core.models import JsonObject, Output, Progress, RunHandle, RunOutcome, RunRequest, RunSpec
 
 #: Told by `prepare` how far it is; must not block.
@@ -185,6 +185,17 @@ class Runner(ABC):
 
         Raises EngineUnavailable.
         """
+
+    async def discard(self, handle: RunHandle) -> None:
+        """Nobody wants the run any more, as another has taken its place: end it at once, and leave nothing of it.
+
+        Idempotent; no error if it is gone. Raises EngineUnavailable.
+        """
+        try:
+            await self.stop(handle, 0.0)
+            await self.finish(handle)
+        except RunNotFound:
+            return
 
     @abstractmethod
     def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:

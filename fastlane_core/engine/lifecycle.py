@@ -273,6 +273,11 @@ def retry_backoff(policy: RetryPolicy | None, usual: Backoff) -> Backoff:
     )
 
 
+def given_up(execution: Execution) -> bool:
+    """Whether a run of it that turns up somewhere has lost: its engine was given up, or it goes on elsewhere."""
+    return execution.reason is Reason.ENGINE_LOST or not execution.status.is_final
+
+
 def with_retry(
     execution: Execution, job: Job | None, usual: Backoff, *, now: float, chance: float | None = None
 ) -> Execution:

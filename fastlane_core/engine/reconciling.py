@@ -17,7 +17,7 @@ from fastlane_core.contracts.runner import Runner
 from fastlane_core.engine.attempts import add_next_attempt
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.leases import LeaseKeeper
-from fastlane_core.engine.lifecycle import before_start, ended, waited_too_long
+from fastlane_core.engine.lifecycle import before_start, ended, given_up, waited_too_long
 from fastlane_core.engine.mending import note_mending
 from fastlane_core.engine.misfits import Inspection, Misfit
 from fastlane_core.engine.rebuilding import lease_of, rebuild_queue
@@ -269,9 +269,12 @@ class Reconciler:
                 return
             async with cleaning:
                 try:
-                    if run.running:
-                        await runner.stop(run.handle, self._context.options.stop_grace_seconds)
-                    await runner.finish(run.handle)
+                    if misfit.execution is not None and given_up(misfit.execution):
+                        await runner.discard(run.handle)
+                    else:
+                        if run.running:
+                            await runner.stop(run.handle, self._context.options.stop_grace_seconds)
+                        await runner.finish(run.handle)
                 except RunNotFound:
                     return
             self._note(misfit, "cleaned up", misfit.execution)

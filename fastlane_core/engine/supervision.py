@@ -13,6 +13,7 @@ from dataclasses import replace
 import structlog
 
 from fastlane_core.contracts.queue import Lease
+from fastlane_core.engine.absence import AbsenceNote
 from fastlane_core.engine.attempts import add_next_attempt
 from fastlane_core.engine.capture import LogCapture
 from fastlane_core.engine.context import WorkerContext
@@ -149,14 +150,11 @@ class Supervision:
         handle = execution.handle
         if handle is None or execution.started_at is None:
             raise RuntimeError(f"execution {execution.id} is {execution.status} without a run")
-        capture = LogCapture(
-            self._storage,
-            execution.id,
-            limit=self._context.options.max_log_bytes,
-            on_stored=self._log_stored,
-        )
+        limit = self._context.options.max_log_bytes
+        capture = LogCapture(self._storage, execution.id, limit=limit, on_stored=self._log_stored)
         deadline = execution.started_at + execution.spec.timeout
-        waiter = asyncio.create_task(self._outcome(execution, handle))
+        absence = AbsenceNote(self._context, execution)
+        waiter = asyncio.create_task(self._outcome(execution, handle, absence))
         follower = asyncio.create_task(self._follow(execution, handle, capture, begun_before))
         stop_wanted = asyncio.create_task(self.stop_wanted.wait())
         stopper: asyncio.Task[None] | None = None
@@ -177,11 +175,11 @@ class Supervision:
             if not _out_of_reach(outcome):
                 await self._drain(follower, capture)
         finally:
-            await _cancelled(waiter, follower, stop_wanted, stopper)
+            await _cancelled(waiter, follower, stop_wanted, stopper, absence.keeping)
         self._context.reach(FaultPoint.LOG_COMPLETE)
         return await self._end(execution, outcome, capture=capture, stopped=stopped, timed_out=timed_out)
 
-    async def _outcome(self, execution: Execution, handle: RunHandle) -> RunOutcome:
+    async def _outcome(self, execution: Execution, handle: RunHandle, absence: AbsenceNote) -> RunOutcome:
         runner = self._context.routing.runner_for(execution)
         lost_after = self._context.options.engine_lost_after_seconds
         failures, trouble_since = 0, 0.0
@@ -197,6 +195,7 @@ class Supervision:
                     failures, trouble_since = 0, now
                 failures += 1
                 self._engine_trouble(execution, error)
+                absence.engine_is_gone(str(error))
                 if now - trouble_since > lost_after:
                     message = f"Its engine was out of reach for {now - trouble_since:.0f} s: {error}"
                     return RunOutcome(exit_code=None, reason=Reason.ENGINE_LOST, message=message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
@@ -358,6 +359,21 @@ class RunnerSuite(RunnerOutputTests):
         await second.finish(through_json(run.handle))
 
         assert list(await runs.owned(second, run.request.place)) == [other.request.execution_id]
+
+    async def test_a_discarded_run_is_dead_and_not_listed(
+        self, runner: Runner, runs: RunDriver, commands: ShellCommands
+    ) -> None:
+        run = await runs.start(runner, commands.wait_for_stop())
+
+        await asyncio.wait_for(runner.discard(run.handle), DEADLINE)
+        await asyncio.wait_for(runner.discard(run.handle), DEADLINE)
+
+        assert run.request.execution_id not in await runs.owned(runner, run.request.place)
+        with suppress(RunNotFound):
+            assert (await run.wait()).exit_code != 0
+
+    async def test_discarding_an_unknown_run_is_harmless(self, runner: Runner, unknown_handle: RunHandle) -> None:
+        await asyncio.wait_for(runner.discard(unknown_handle), DEADLINE)
 
     async def test_finishing_an_unknown_run_is_harmless(self, runner: Runner, unknown_handle: RunHandle) -> None:
         await asyncio.wait_for(runner.finish(unknown_handle), DEADLINE)

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -262,9 +262,17 @@ class DockerRunner(Runner):
                     client.rename(container, f"{name}-{container[:12]}")
 
         await engine.call("finish", finish)
-        self._stopped.discard(container)
-        self._own.discard(container)
-        self._just_started.discard(container)
+        self._forget(container)
+
+    async def discard(self, handle: RunHandle) -> None:
+        engine, container = self._located(handle)
+
+        def discard(client: Client) -> None:
+            with suppress(NotFound):
+                client.remove_container(container, force=True, v=True)
+
+        await engine.call("discard", discard)
+        self._forget(container)
 
     async def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:
         engine = self._pool.engine(place)
@@ -329,6 +337,11 @@ class DockerRunner(Runner):
             yield
         except NotFound as error:
             raise RunNotFound(f"the Docker engine {engine.address.key} has no container {container[:12]}") from error
+
+    def _forget(self, container: str) -> None:
+        self._stopped.discard(container)
+        self._own.discard(container)
+        self._just_started.discard(container)
 
     def _handle(self, engine: Engine, container: str, name: str) -> RunHandle:
         data = {"host": engine.address.key, "container": container, "name": name}
