@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import asyncio
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -84,3 +85,5 @@ class WorkerContext:
     #: How often this worker has put what right.
     mended: Counter[Mending] = field(default_factory=Counter)
     trouble: PlaceTrouble = field(default_factory=PlaceTrouble)
+    #: By lane, held while an execution is given its place: the next one is placed by the load that this one adds.
+    placing: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))

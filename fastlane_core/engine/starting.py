@@ -151,11 +151,12 @@ class Starter:
         runner = self._context.routing.runner_for(execution)
         places = (await runner.availability(lane)).places
         usable = set(self._context.trouble.usable(lane, places, now=self._context.clock()))
-        loads = await self._context.queue.loads(lane)
-        ranked = await runner.rank(lane, execution.spec.image, loads)
-        return await self._context.queue.assign(
-            self._lease, [(place, places[place]) for place in ranked if place in usable]
-        )
+        async with self._context.placing[lane]:
+            loads = await self._context.queue.loads(lane)
+            ranked = await runner.rank(lane, execution.spec.image, loads)
+            return await self._context.queue.assign(
+                self._lease, [(place, places[place]) for place in ranked if place in usable]
+            )
 
     async def _prepare(self, execution: Execution, request: RunRequest) -> None:
         async def note(message: str) -> None:

@@ -43,6 +43,7 @@ class Fastlane:
             "EXPONENTIAL_BACKOFF_MIN_MS": 100,
             **settings,
         }
+        self._hosts = sum(len(hosts) for each in farms if isinstance(hosts := each["hosts"], Sequence))
         self.api = Service(_made(folder / "api"), shared, command=("api",))
         self.workers = [
             Service(_made(folder / name), shared, command=("worker", "-i", name)) for name in ("worker1", "worker2")
@@ -52,7 +53,7 @@ class Fastlane:
         self.api.start()
         for worker in self.workers:
             worker.start()
-        until("both workers have reported", lambda: len(self.status()["workers"]) == 2)
+        until(lambda: f"both workers offer all hosts, not {self.status()['workers']}; {self.tails()}", self._is_ready)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,6 +90,11 @@ class Fastlane:
 
     def tails(self) -> str:
         return "\n".join(process.tail(3000) for process in (self.api, *self.workers))
+
+    def _is_ready(self) -> bool:
+        """Whether each worker has reached each host: jobs go by the others where it has not."""
+        lanes = [lane for worker in self.status()["workers"] for lane in worker["lanes"].values()]
+        return sum(len(lane["places"]) for lane in lanes) == len(self.workers) * self._hosts
 
     def _if_done(self, answer: Mapping[str, str]) -> list[Any] | None:
         attempts = self.attempts(answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -314,6 +315,14 @@ async def test_a_lane_never_runs_more_than_its_capacity_over_all_workers(fastlan
         await sampler
     assert most == 3
     assert set(fastlane.engine.starts.values()) == {1}
+
+
+async def test_executions_that_are_claimed_together_spread_over_the_places(fastlane: Deployment) -> None:
+    fastlane.engine.places = {"one": 50, "two": 50, "three": 50}
+    executions = [await fastlane.submit("hang") for _ in range(12)]
+    async with fastlane.worker():
+        placed = [(await fastlane.running(execution)).place for execution in executions]
+    assert Counter(placed) == {"one": 4, "two": 4, "three": 4}
 
 
 async def _has_ended(fastlane: Deployment, execution: Execution, *, attempts: int) -> bool:

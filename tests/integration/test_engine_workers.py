@@ -122,12 +122,14 @@ async def test_a_lane_that_does_not_exist_is_refused_with_those_that_do(fastlane
 
 async def test_a_second_worker_by_a_name_is_refused_as_long_as_the_first_lives(fastlane: Deployment) -> None:
     async with fastlane.worker("same"):
+        # It has the name before the other one asks for it.
+        await report_of(fastlane, "same")
         # Both live in this process, which is no proof: one is told to be of another process table.
         elsewhere = Identity(machine=replace(Machine.this(), pid_namespace="pid:[other]"))
         second = Worker(fastlane.context("same", identity=elsewhere))
         with pytest.raises(SettingsError, match=r"worker same .* lives: give this one another \(-i\)"):
             await asyncio.wait_for(second.run(asyncio.Event()), 30)
-        await report_of(fastlane, "same")
+        assert "same" in await fastlane.storage.list_state(WORKERS_SCOPE)
     assert not await fastlane.storage.list_state(WORKERS_SCOPE)
 
 
