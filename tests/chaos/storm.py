@@ -24,12 +24,13 @@ def storm(folder: Path, beneath: Beneath, *, seed: int, jobs: int, seconds: floa
     """Submit so many jobs over so many seconds of damage, let everything end, and look at what became of it."""
     report = Report(seed=seed)
     begun = time.monotonic()
-    with deployed(folder, beneath) as deployment:
+    # What a storm has started again lives as long as its threads: until everything was looked at.
+    with (
+        deployed(folder, beneath) as deployment,
+        _raging(deployment, report, seed=seed, seconds=seconds) as calm,
+    ):
         client = Client([api.url for api in deployment.apis], seed)
-        with (
-            witnessed(deployment.id, {"all": deployment.engines}) as witnesses,
-            _raging(deployment, report, seed=seed, seconds=seconds) as calm,
-        ):
+        with witnessed(deployment.id, {"all": deployment.engines}) as witnesses:
             _submit(client, jobs, seconds)
             calm()
             with contextlib.suppress(AssertionError):
