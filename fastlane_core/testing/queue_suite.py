@@ -8,6 +8,7 @@ import pytest
 
 from fastlane_core.contracts.queue import Lease, Queue
 from fastlane_core.testing.examples import ODD_TEXTS, an_item
+from fastlane_core.testing.queue_capacities import QueueCapacityTests
 from fastlane_core.testing.queue_claims import QueueClaimTests
 from fastlane_core.testing.queue_fixtures import BuildQueue, claim, claim_one, ids
 from fastlane_core.testing.queue_leases import QueueLeaseTests
@@ -23,6 +24,7 @@ class QueueSuite(
     QueueLeaseTests,
     QueuePlaceTests,
     QueueLimitTests,
+    QueueCapacityTests,
     QueueViewTests,
     QueueRebuildTests,
     QueueWakeupTests,
