@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.end_to_end.farm_harness import engines_of
-from tests.end_to_end.service import Service
+from tests.end_to_end.service import Service, until
 from tests.services.docker_engine import DockerEngine
 
 LEASE_SECONDS = 2.0
@@ -53,7 +53,7 @@ class Deployment:
             service = chance.choice(services)
             service.kill()
             time.sleep(chance.uniform(0.2, 3.0))
-            service.start()
+            _start_until_it_stays(service)
 
         def pause(chance: random.Random) -> None:
             service = chance.choice(self.workers)
@@ -110,3 +110,30 @@ def deployed(folder: Path, beneath: Beneath) -> Iterator[Deployment]:
             beneath=beneath,
             id=str(settings["DEPLOYMENT_ID"]),
         )
+
+
+def _start_until_it_stays(service: Service) -> None:
+    """As restart policies do: a process that begins while its servers are away ends again, and says why."""
+
+    def stays() -> bool:
+        service.close()
+        return _starts(service)
+
+    until(lambda: f"{service.command} stays up; its log: {service.tail()}", stays, pause=0.5)
+
+
+def _starts(service: Service) -> bool:
+    def times_ready() -> int:
+        return service.log.read_text(errors="replace").count("worker is ready")
+
+    before = times_ready()
+    try:
+        # An API is waited for.
+        service.start()
+    except AssertionError:
+        return False
+    process = service.process
+    assert process is not None
+    if "worker" in service.command:
+        until("it is ready, or ends", lambda: times_ready() > before or process.poll() is not None)
+    return process.poll() is None

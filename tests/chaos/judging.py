@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from tests.chaos.deployment import Deployment
 from tests.chaos.report import Report
-from tests.chaos.workload import KINDS, Accepted, Client, task_of
+from tests.chaos.workload import CRON, KINDS, Accepted, Client, Kind, task_of
 from tests.end_to_end.farm_harness import Witness, containers_of
 from tests.end_to_end.service import until
 
@@ -26,13 +27,28 @@ def attempts_of(client: Client, job: Accepted) -> list[Any]:
 
 def has_ended(job: Accepted, attempts: Sequence[Any]) -> bool:
     """Whether nothing more is to be expected of the job."""
-    if not attempts or any(each["status"] in _UNFINISHED for each in attempts):
+    chains = _chains(attempts)
+    return len(chains) >= max(1, len(job.ticks)) and all(_is_over(job.kind, chain) for chain in chains)
+
+
+def _chains(attempts: Sequence[Any]) -> Sequence[Sequence[Any]]:
+    """The attempts at each run that was wanted: one of a job, or one of each tick."""
+    chains: dict[str, list[Any]] = {}
+    for each in attempts:
+        chain = chains.get(each["retryOf"], [])
+        chain.append(each)
+        chains[each["executionId"]] = chain
+    return [chain for execution, chain in chains.items() if chain[0]["executionId"] == execution]
+
+
+def _is_over(kind: Kind, attempts: Sequence[Any]) -> bool:
+    if any(each["status"] in _UNFINISHED for each in attempts):
         return False
     last = attempts[-1]
     if last["reason"] in FREE:
         return False
     counted = sum(each["reason"] not in FREE for each in attempts)
-    return last["status"] != "failed" or counted > job.kind.retries
+    return last["status"] != "failed" or counted > kind.retries
 
 
 def judge(deployment: Deployment, client: Client, witness: Witness, report: Report) -> None:
@@ -55,7 +71,22 @@ def _wrong_with(job: Accepted, attempts: Sequence[Any], report: Report) -> list[
     """What should not have become of one job."""
     if not has_ended(job, attempts):
         return [f"has not ended: {[(each['status'], each['reason']) for each in attempts]}"]
-    kind, problems = job.kind, []
+    chains = _chains(attempts)
+    problems = [each for chain in chains for each in _wrong_with_run(job.kind, chain, report)]
+    ticks = [_tick(chain[0]) for chain in chains]
+    if sorted(ticks, key=str) != sorted(job.ticks or [None], key=str):
+        problems.append(f"ran at the ticks {ticks}, not {list(job.ticks)}")
+    return problems
+
+
+def _tick(execution: Any) -> int | None:
+    """When its schedule had it run, by Unix time."""
+    at = execution["scheduledFor"]
+    return None if at is None else int(datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp())
+
+
+def _wrong_with_run(kind: Kind, attempts: Sequence[Any], report: Report) -> list[str]:
+    problems: list[str] = []
     last = attempts[-1]
     expected = "done" if kind.exit_code == 0 else "failed"
     if (last["status"], last["exitCode"]) != (expected, kind.exit_code):
@@ -90,7 +121,7 @@ def _judge_acceptance(client: Client, report: Report) -> None:
     paths = {job.path for job in client.accepted}
     if len(paths) != len(client.accepted):
         report.problems.append("two submissions got the same job")
-    found = {path for kind in KINDS for path in client.jobs_of(task_of(kind))}
+    found = {path for kind in (*KINDS, CRON) for path in client.jobs_of(task_of(kind))}
     report.problems += [f"{path} was submitted by nobody" for path in found - paths]
     report.problems += [f"{path} is not in the list of its task" for path in paths - found]
 

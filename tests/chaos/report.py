@@ -13,7 +13,10 @@ class Report:
     """The counts of one storm."""
 
     seed: int
+    #: How often each was done; all kinds are there.
     damages: Counter[str] = field(default_factory=Counter)
+    #: How often each did not come about.
+    in_vain: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     repeats: int = 0
     final: int = 0
@@ -31,6 +34,11 @@ class Report:
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def undone(self) -> list[str]:
+        """Kinds of damage that were never done."""
+        return [name for name, count in self.damages.items() if not count]
+
     def __str__(self) -> str:
         attempts = self.attempts.total()
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.accepted.items())
@@ -38,6 +46,7 @@ class Report:
             f"seed {self.seed}, {self.seconds:.0f} s",
             "damage done:",
             *_counted(self.damages),
+            *_counted(Counter({f"{name}, in vain": count for name, count in self.in_vain.items()})),
             f"jobs accepted: {self.accepted.total()} ({kinds}), after {self.repeats} requests that had to be repeated",
             f"jobs final: {self.final}",
             f"attempts by how they ended ({attempts} in all):",

@@ -61,8 +61,11 @@ def _restart_redis(sentinels: SentinelGroup, chance: random.Random) -> None:
 
 
 def _flush(sentinels: SentinelGroup) -> None:
-    with _master(sentinels).client() as client, contextlib.suppress(redis.RedisError):
-        client.flushall()
+    try:
+        with _master(sentinels).client() as client:
+            client.flushall()
+    except redis.RedisError as error:
+        raise InVain from error
 
 
 def _fail_over(sentinels: SentinelGroup) -> None:

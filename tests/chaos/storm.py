@@ -18,6 +18,10 @@ from tests.end_to_end.service import until
 
 #: Seconds for everything to end once nothing is hurt any more.
 _CALM_PATIENCE = 420.0
+#: Every so many jobs there is one besides that runs by a cron schedule.
+_CRON_SHARE = 30
+#: How often a damage that does not come about is tried.
+_TRIES = 3
 
 
 def storm(folder: Path, beneath: Beneath, *, seed: int, jobs: int, seconds: float) -> Report:
@@ -55,19 +59,20 @@ def _raging(deployment: Deployment, report: Report, *, seed: int, seconds: float
 
     def hurt(damages: Mapping[str, Damage], chance: random.Random, is_calm: threading.Event) -> None:
         names = sorted(damages)
-        # Each once before any twice, so that a short storm has all of them.
-        chance.shuffle(names)
-        turn = 0
+        # Each once before any twice, and before the storm ends.
+        first = chance.sample(names, len(names))
         try:
-            while time.monotonic() < ends_at:
+            while first or time.monotonic() < ends_at:
                 time.sleep(chance.uniform(0.3, 2.0))
-                name = names[turn] if turn < len(names) else chance.choice(names)
-                turn += 1
+                name = first.pop() if first else chance.choice(names)
                 try:
                     damages[name](chance)
                 except InVain:
-                    name = f"{name}, in vain"
-                report.damages[name] += 1
+                    report.in_vain[name] += 1
+                    if report.in_vain[name] < _TRIES and not report.damages[name]:
+                        first.insert(0, name)
+                else:
+                    report.damages[name] += 1
         except BaseException as error:
             errors.append(error)
         finally:
@@ -77,6 +82,7 @@ def _raging(deployment: Deployment, report: Report, *, seed: int, seconds: float
 
     calms: list[threading.Event] = []
     for number, damages in enumerate((deployment.process_damages(), deployment.server_damages())):
+        report.damages.update(dict.fromkeys(damages, 0))
         calms.append(threading.Event())
         chance = random.Random(f"{seed} {number}")
         threading.Thread(target=hurt, args=(damages, chance, calms[-1]), daemon=True).start()
@@ -101,6 +107,8 @@ def _submit(client: Client, jobs: int, seconds: float) -> None:
     """Spread over the time of the storm, as far as answers come in time."""
     ends_at = time.monotonic() + seconds
     for number in range(jobs):
+        if number % _CRON_SHARE == 0:
+            client.submit_cron(number, seconds=ends_at - time.monotonic())
         client.submit(number)
         time.sleep(max(0.0, ends_at - time.monotonic()) / (jobs - number) / 2)
 

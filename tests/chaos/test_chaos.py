@@ -17,6 +17,7 @@ def test_a_storm_over_sqlite_loses_and_doubles_nothing(tmp_path: Path) -> None:
 
     print(report)
     assert not report.problems, report
+    assert not report.undone, report
 
 
 def test_a_storm_over_mongodb_and_redis_loses_and_doubles_nothing(tmp_path: Path) -> None:
@@ -25,3 +26,4 @@ def test_a_storm_over_mongodb_and_redis_loses_and_doubles_nothing(tmp_path: Path
 
     print(report)
     assert not report.problems, report
+    assert not report.undone, report

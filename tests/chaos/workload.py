@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 #: Seconds that one request may take, and that a client goes on asking.
 _REQUEST_SECONDS = 15.0
 _PATIENCE = 90.0
+#: Seconds between a cron job and its first tick, so that it is stored by then whatever dies meanwhile.
+_CRON_NOTICE = 15.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Kind:
     stderr: str = ""
     retries: int = 0
     start_in: str | None = None
+    #: Whether it runs at each minute for a while.
+    cron: bool = False
 
 
 def _numbered(last: int) -> str:
@@ -53,6 +58,7 @@ KINDS = (
     Kind(name="retried", script="seq 1 7; exit 4", exit_code=4, stdout=_numbered(7), retries=2),
     Kind(name="scheduled", script="seq 1 4", exit_code=0, stdout=_numbered(4), start_in="4s"),
 )
+CRON = Kind(name="cron", script="seq 1 6", exit_code=0, stdout=_numbered(6), cron=True)
 
 
 def task_of(kind: Kind) -> str:
@@ -66,6 +72,8 @@ class Accepted:
 
     kind: Kind
     path: str
+    #: When it must have run, by Unix time; once each.
+    ticks: Sequence[int] = ()
 
 
 class Client:
@@ -82,16 +90,21 @@ class Client:
     def submit(self, number: int) -> None:
         """One more job."""
         kind = KINDS[number % len(KINDS)]
-        payload: dict[str, object] = {
-            "image": "busybox",
-            "command": ["sh", "-c", kind.script],
-            "retries": kind.retries,
-        }
-        if kind.start_in:
-            payload["startIn"] = kind.start_in
+        self._submit(kind, f"{number}", {"startIn": kind.start_in} if kind.start_in else {})
+
+    def submit_cron(self, number: int, *, seconds: float) -> None:
+        """A job that runs at each whole minute of so many seconds, and at one at least."""
+        now = time.time()
+        first = math.ceil((now + _CRON_NOTICE) / 60) * 60
+        ticks = range(first, max(first, int(now + seconds)) + 1, 60)
+        schedule = {"cron": "* * * * *", "startAt": first - 1, "endAt": ticks[-1] + 1, "misfire": "run_all"}
+        self._submit(CRON, f"cron-{number}", schedule, ticks)
+
+    def _submit(self, kind: Kind, number: str, when: Mapping[str, object], ticks: Sequence[int] = ()) -> None:
+        job = {"image": "busybox", "command": ["sh", "-c", kind.script], "retries": kind.retries, **when}
         key = f"chaos-{self._seed}-{number}"
-        answer = self._until_answered(f"/tasks/{task_of(kind)}/", json.dumps(payload).encode(), key)
-        self.accepted.append(Accepted(kind=kind, path=_path(answer["jobUrl"])))
+        answer = self._until_answered(f"/tasks/{task_of(kind)}/", json.dumps(job).encode(), key)
+        self.accepted.append(Accepted(kind=kind, path=_path(answer["jobUrl"]), ticks=ticks))
 
     def jobs_of(self, task: str) -> Sequence[str]:
         """The paths of all jobs of a task."""
