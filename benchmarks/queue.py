@@ -1,7 +1,7 @@
 """Steps per second of the queues, and what a claim costs with many waiting, or many held by a limit.
 
     python -m benchmarks.queue [--waiting 1000000] [--held 10000] [--steps 2000] [--rounds 5] [--callers 16]
-                               [--queues sqlite,redis]
+                               [--queues sqlite,redis] [--check]
 
 For each queue: put, claim and ack per second, one item a call, by so many callers at a time; then rounds of claim and
 ack (one item each, one caller) on a lane in which 1,000 wait, and on one in which `--waiting` do, in turns. Prints the
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import sys
 import tempfile
 import time
 import uuid
@@ -33,8 +34,8 @@ _FEW = 1_000
 _BATCH = 5_000
 
 
-async def main() -> None:
-    """Measure and print."""
+async def main() -> int:
+    """Measure and print; the exit code is 1 when a ratio is above its limit, and that was to be checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waiting", type=int, default=1_000_000)
     parser.add_argument("--held", type=int, default=10_000)
@@ -42,7 +43,9 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--queues", default="sqlite,redis")
+    parser.add_argument("--check", action="store_true", help="fail above the limits")
     arguments = parser.parse_args()
+    kept = True
     for name in arguments.queues.split(","):
         with tempfile.TemporaryDirectory(prefix="fastlane-benchmark-") as folder, _built(name, Path(folder)) as queue:
             await queue.open()
@@ -50,10 +53,11 @@ async def main() -> None:
                 await queue.rebuilt()
                 print(f"{name}: {await queue.health()}")
                 await _rates(queue, arguments.steps, arguments.callers)
-                await _depths(queue, arguments.waiting, arguments.steps // 4, arguments.rounds)
-                await _limited(queue, arguments.held, arguments.steps // 4, arguments.rounds)
+                kept &= await _depths(queue, arguments.waiting, arguments.steps // 4, arguments.rounds)
+                kept &= await _limited(queue, arguments.held, arguments.steps // 4, arguments.rounds)
             finally:
                 await queue.close()
+    return 1 if arguments.check and not kept else 0
 
 
 async def _rates(queue: Queue, steps: int, callers: int) -> None:
@@ -72,17 +76,19 @@ async def _rates(queue: Queue, steps: int, callers: int) -> None:
         print(f"  {name:6}{await _rate(step, steps, callers):9,.0f}/s  ({callers} callers)")
 
 
-async def _depths(queue: Queue, waiting: int, steps: int, rounds: int) -> None:
+async def _depths(queue: Queue, waiting: int, steps: int, rounds: int) -> bool:
+    """Whether the ratio is within its limit."""
     depths = {"few": _FEW, "many": waiting}
     for lane, depth in depths.items():
         for start in range(0, depth, _BATCH):
             await queue.put([_item(lane) for _ in range(min(_BATCH, depth - start))])
     told = {lane: f"{depth:9,} waiting" for lane, depth in depths.items()}
     few, many = await _compare(queue, told, steps, rounds)
-    print(f"  ratio {few / many:.2f} (limit 1.5)")
+    return _is_within(few / many, 1.5)
 
 
-async def _limited(queue: Queue, held: int, steps: int, rounds: int) -> None:
+async def _limited(queue: Queue, held: int, steps: int, rounds: int) -> bool:
+    """Whether the ratio is within its limit."""
     for lane in ("free", "limited"):
         await queue.put([_item(lane) for _ in range(_FEW)])
     limits = (Limit(key=task_key("limited"), capacity=2),)
@@ -92,7 +98,12 @@ async def _limited(queue: Queue, held: int, steps: int, rounds: int) -> None:
     running = await queue.claim("limited", worker="benchmark", capacity=2, limit=2, lease_seconds=3600.0)
     assert [lease.item.task_id for lease in running] == ["limited"] * 2
     free, beside = await _compare(queue, {"free": "none held", "limited": f"{held:,} held"}, steps, rounds)
-    print(f"  ratio {free / beside:.2f} (limit 1.1)")
+    return _is_within(free / beside, 1.1)
+
+
+def _is_within(ratio: float, limit: float) -> bool:
+    print(f"  ratio {ratio:.2f} (limit {limit:g})")
+    return ratio <= limit
 
 
 async def _compare(queue: Queue, lanes: Mapping[str, str], steps: int, rounds: int) -> Sequence[float]:
@@ -142,4 +153,4 @@ def _built(name: str, folder: Path) -> Iterator[Queue]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(asyncio.run(main()))
