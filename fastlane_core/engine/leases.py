@@ -27,6 +27,9 @@ class LeaseKeeper:
         self._context = context
         self._held: dict[str, tuple[Supervision, asyncio.Task[None]]] = {}
         self._freed = asyncio.Event()
+        #: Executions of which the queue said last that they are to stop.
+        self._stops: frozenset[str] = frozenset()
+        self._stops_told = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -66,11 +69,24 @@ class LeaseKeeper:
                 await wake_ups.next(pause)
                 # With trouble at the queue the runs go on; nobody adopts while it is out of reach, and what it
                 # has lost when it is back the reconcilers put there again.
-                with suppress(QueueUnavailable, StorageUnavailable):
+                with suppress(QueueUnavailable):
                     await self.renew()
 
+    async def heed_stops(self) -> None:
+        """Tell supervisions that their execution is to stop, until cancelled.
+
+        Apart from renewing, which must not wait for a storage that hangs: it would cost every lease.
+        """
+        while True:
+            await self._stops_told.wait()
+            self._stops_told.clear()
+            # With trouble at the storage they are told again at the next renewal.
+            with suppress(StorageUnavailable):
+                for execution_id in self._stops:
+                    await self._heed_stop(execution_id)
+
     async def renew(self) -> None:
-        """Renew every lease, drop the lost ones, and tell the supervisions that were asked to stop."""
+        """Renew every lease, drop the lost ones, and note which were asked to stop. Raises QueueUnavailable."""
         held = {execution_id: supervision.lease for execution_id, (supervision, _) in self._held.items()}
         if not held:
             return
@@ -80,11 +96,9 @@ class LeaseKeeper:
             if found is not None and found[0].lease is held[execution_id]:
                 log.warning("lost a lease; another worker has the execution", execution=execution_id)
                 found[1].cancel()
-        for execution_id in renewal.stop:
-            # Storage is the truth: the queue's word alone stops nothing.
-            stored = await self._context.storage.get_execution(execution_id)
-            if stored is not None and stored.stop_requested_at is not None and execution_id in self._held:
-                self._held[execution_id][0].stop_wanted.set()
+        self._stops = renewal.stop
+        if renewal.stop:
+            self._stops_told.set()
 
     async def hand_over(self) -> None:
         """Stop looking after everything, leave the runs alone, and let others adopt them at once."""
@@ -103,6 +117,15 @@ class LeaseKeeper:
     def leases(self) -> Sequence[Lease]:
         """What is held now."""
         return [supervision.lease for supervision, _ in self._held.values()]
+
+    async def _heed_stop(self, execution_id: str) -> None:
+        found = self._held.get(execution_id)
+        if found is None or found[0].stop_wanted.is_set():
+            return
+        # Storage is the truth: the queue's word alone stops nothing.
+        stored = await self._context.storage.get_execution(execution_id)
+        if stored is not None and stored.stop_requested_at is not None and execution_id in self._held:
+            self._held[execution_id][0].stop_wanted.set()
 
     def _forget(self, execution_id: str, task: asyncio.Task[None]) -> None:
         found = self._held.get(execution_id)

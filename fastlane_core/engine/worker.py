@@ -58,7 +58,11 @@ class Worker:
         try:
             for runner in runners:
                 await runner.open()
-            keeping += [self._begin("leases", self._keeper.run), self._begin("report", self._report)]
+            keeping += [
+                self._begin("leases", self._keeper.run),
+                self._begin("stops", self._keeper.heed_stops),
+                self._begin("report", self._report),
+            ]
             if context.options.duties.monitor:
                 keeping.append(self._begin("reconcile", self._reconciler.run))
             if context.options.duties.jobs:

@@ -185,7 +185,13 @@ class Deployment:
 @asynccontextmanager
 async def deployment(folder: Path, **options: Any) -> AsyncIterator[Deployment]:
     """A deployment, opened; unexpected errors in its workers fail the test."""
-    made = Deployment(folder, **options)
+    async with opened(Deployment(folder, **options)) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(made: Deployment) -> AsyncIterator[Deployment]:
+    """As `deployment`, for one that a test has made."""
     await made.storage.open()
     await made.queue.open()
     try:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fastlane_core.builtin.sqlite.queue import SqliteQueue
+from fastlane_core.builtin.sqlite.storage import SqliteStorage
+from fastlane_core.contracts.queue import Lease, Renewal
 from fastlane_core.engine.presence import WORKERS_SCOPE
+from fastlane_core.engine.topics import worker_topic
 from fastlane_core.errors import EngineUnavailable, StartLost
 from fastlane_core.models import EventKind, Execution, Reason, Status, Stream
-from tests.integration.engine_harness import QUICK, Deployment, deployment, until
+from tests.integration.engine_harness import QUICK, Deployment, deployment, opened, until
 
 
 @pytest.fixture
@@ -125,6 +129,50 @@ async def test_the_queue_s_word_alone_stops_no_run(fastlane: Deployment) -> None
         assert fastlane.engine.running == [execution.id]
         fastlane.engine.end(execution.id)
         assert (await fastlane.ended(execution)).status is Status.DONE
+
+
+class HangingStorage(SqliteStorage):
+    """Gives no execution while `answers` is not set."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def get_execution(self, execution_id: str) -> Execution | None:
+        await self.answers.wait()
+        return await super().get_execution(execution_id)
+
+
+class CountingQueue(SqliteQueue):
+    """Counts renewals."""
+
+    renewals = 0
+
+    async def renew(self, leases: Sequence[Lease], lease_seconds: float) -> Renewal:
+        renewal = await super().renew(leases, lease_seconds)
+        self.renewals += 1
+        return renewal
+
+
+async def test_leases_are_renewed_while_the_storage_hangs_that_is_asked_for_stops(tmp_path: Path) -> None:
+    storage = HangingStorage(tmp_path / "storage.db")
+    fastlane = Deployment(tmp_path, storage=storage)
+    queue = fastlane.queue = CountingQueue(tmp_path / "queue.db", clock=fastlane.clock)
+
+    async def is_renewed_again(number: int) -> bool:
+        await queue.publish(worker_topic("worker"))
+        return queue.renewals >= number
+
+    async with opened(fastlane), fastlane.worker():
+        execution = await fastlane.running(await fastlane.submit("hang"))
+        storage.answers.clear()
+        await queue.cancel(execution.id)
+        before = queue.renewals
+        await until(lambda: is_renewed_again(before + 5))
+        storage.answers.set()
+        await fastlane.stop_job(execution)
+        assert (await fastlane.ended(execution)).status is Status.STOPPED
 
 
 # Engines in trouble
