@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import pytest
 
+from fastlane_core.builtin.mongo import retention
+from fastlane_core.builtin.mongo.documents import job_key
 from fastlane_core.builtin.mongo.server import MongoServer
 from fastlane_core.builtin.mongo.storage import MongoStorage
 from fastlane_core.contracts.storage import Submission
@@ -232,6 +234,36 @@ async def test_a_removal_takes_the_whole_execution_or_nothing(survivors: Survivo
         return died
 
     assert await each_death(one) >= 8
+
+
+async def test_executions_whose_job_is_gone_are_removed_and_keep_nothing_waiting(survivors: Survivors) -> None:
+    storage = survivors.storage
+    lost, kept = await store_job(storage, a_job()), await store_job(storage, a_job())
+    old = [an_execution(job, status=Status.DONE, finished_at=1.0) for job in (lost, lost, kept)]
+    await storage.add_executions(old)
+    await storage.append_log(old[0].id, [a_chunk(1, b"x")])
+    with storage._database.call() as db:
+        # As after a restore of only some collections, or by hand.
+        await db.jobs.quick.delete_one({"_id": job_key(lost.task_id, lost.id)})
+
+    assert await storage.remove_finished(before=2.0, limit=10) == 3
+
+    assert await survivors.executions(kept) == []
+    with storage._database.call() as db:
+        assert await db.executions.quick.find_one({}) is None
+        assert await db.logs.quick.find_one({}) is None
+
+
+async def test_a_removal_that_gets_nowhere_ends(survivors: Survivors, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def not_removed(database: object, execution: object) -> bool:
+        return False
+
+    storage = survivors.storage
+    job = await store_job(storage, a_job())
+    await storage.add_executions([an_execution(job, status=Status.DONE, finished_at=1.0)])
+    monkeypatch.setattr(retention, "_remove", not_removed)
+
+    assert await storage.remove_finished(before=2.0, limit=10) == 0
 
 
 @pytest.mark.parametrize("size", [100, 3_000_000])

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 
 from fastlane_core.builtin.mongo.database import Database
 from fastlane_core.builtin.mongo.documents import Document
-from fastlane_core.builtin.mongo.settling import new_removal, settle
+from fastlane_core.builtin.mongo.settling import new_removal, remove_orphan, settle
 
 #: Executions looked for, and removed, at a time.
 _PAGE = 50
 _AT_A_TIME = 4
+#: Rounds in a row without a removal of one's own after which the rest is left to others, or to a later call.
+_IDLE_ROUNDS = 40
 
 
 async def remove_finished(database: Database, *, before: float, limit: int) -> int:
     """Remove up to `limit` executions that may be removed since before that time; how many."""
-    removed = 0
-    while removed < limit:
+    removed = idle = 0
+    while removed < limit and idle < _IDLE_ROUNDS:
         with database.call() as db:
             found = await (
                 db.executions.quick.find({"removable_at": {"$lt": before}}, {"number": 1, "job": 1})
@@ -36,7 +38,8 @@ async def remove_finished(database: Database, *, before: float, limit: int) -> i
             some = found[first : first + _AT_A_TIME]
             by_us += await _remove_some(database, some)
         removed += by_us
-        if not by_us:
+        idle = 0 if by_us else idle + 1
+        if idle:
             # Others are at the same ones.
             await asyncio.sleep(random.uniform(0, 0.05))  # noqa: S311
     return removed
@@ -62,7 +65,9 @@ async def _remove(database: Database, execution: Document) -> bool:
         )
         if entered.matched_count:
             return await settle(db, job, token, entry)
-        # Begun by another process, which may be dead.
         found = await db.jobs.quick.find_one({"_id": job}, {f"pending.{token}": 1})
-        begun = None if found is None else found["pending"].get(token)
+        if found is None:
+            return await remove_orphan(db, execution)
+        # Begun by another process, which may be dead.
+        begun = found["pending"].get(token)
         return begun is not None and await settle(db, job, token, begun)

@@ -102,6 +102,12 @@ async def discount_job(db: Collections, task: str, token: str) -> None:
     await _leave_task(db, task, token, jobs=-1)
 
 
+async def remove_orphan(db: Collections, execution: Document) -> bool:
+    """Remove an execution whose job is not stored, so that no count holds it; whether that was done here."""
+    wanted = {"_id": execution["_id"], "number": execution["number"]}
+    return await _mark_removed(db, wanted) and await _remove_with_log(db, wanted)
+
+
 class Healer:
     """Settles what processes that ended half-way have left."""
 
@@ -165,18 +171,27 @@ async def _remove_execution(db: Collections, job: str, token: str, entry: Docume
     here = {"_id": job, f"pending.{token}.mark": entry["mark"]}
     leave: Document = {"$unset": {f"pending.{token}": ""}, "$inc": {"unsettled": -1}}
     if not entry["certain"]:
-        # From here on no write of its record matches any more. It is passed over if it was given a debt meanwhile.
-        removable = {**execution, "removable_at": {"$exists": True}}
-        marked = await db.executions.quick.update_one(removable, {"$set": {"revision": _BEING_REMOVED}})
-        if not marked.matched_count:
+        # It is passed over if it was given a debt meanwhile.
+        if not await _mark_removed(db, execution):
             leave["$inc"]["executions"] = 1
             await db.jobs.quick.update_one({**here, f"pending.{token}.certain": False}, leave)
             return False
         # The entry keeps all others from removing it, so it is there for this one: from now on its absence means that
         # this removal has come so far.
         await db.jobs.quick.update_one(here, {"$set": {f"pending.{token}.certain": True}})
-    for collection in (db.logs, db.log_parts):
-        await collection.quick.delete_many({"execution": entry["number"]})
-    removed = bool((await db.executions.durable.delete_one(execution)).deleted_count)
+    removed = await _remove_with_log(db, execution)
     await db.jobs.quick.update_one(here, leave)
     return removed
+
+
+async def _mark_removed(db: Collections, execution: Document) -> bool:
+    """Let no write of its record match any more; False if it must stay, or is gone."""
+    removable = {**execution, "removable_at": {"$exists": True}}
+    marked = await db.executions.quick.update_one(removable, {"$set": {"revision": _BEING_REMOVED}})
+    return bool(marked.matched_count)
+
+
+async def _remove_with_log(db: Collections, execution: Document) -> bool:
+    for collection in (db.logs, db.log_parts):
+        await collection.quick.delete_many({"execution": execution["number"]})
+    return bool((await db.executions.durable.delete_one(execution)).deleted_count)
