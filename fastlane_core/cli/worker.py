@@ -23,7 +23,7 @@ from fastlane_core.cli.options import common_options, worker_options
     "--concurrency",
     type=click.IntRange(1, 10_000),
     metavar="N",
-    help="Executions to look after at a time, instead of WORKER_CONCURRENCY.",
+    help="Executions of each lane to look after at a time, instead of WORKER_CONCURRENCY.",
 )
 @click.option("-j", "--no-jobs", is_flag=True, help="Take no new executions: only take over those of lost workers.")
 @click.option(

@@ -44,9 +44,9 @@ class ClaimLoop:
 
     async def _claim(self) -> float | None:
         """Claim once; the seconds to wait for more, or None to go on at once."""
-        await self._keeper.wait_for_free()
+        await self._keeper.wait_for_free(self._lane.name)
         capacity, pause = await self._capacity()
-        limit = self._keeper.free
+        limit = self._keeper.free(self._lane.name)
         leases = await self._context.queue.claim(
             self._lane.name,
             worker=self._context.worker,

@@ -41,7 +41,7 @@ class EngineOptions:
 
     #: How long a claim lasts without being renewed, and so how soon after a crash others adopt.
     lease_seconds: float = 15.0
-    #: Executions that one worker looks after at a time.
+    #: Executions of each lane that one worker looks after at a time.
     concurrency: int = 64
     #: Executions that may hold a slot at a time, over all lanes and workers; None for as many as the lanes have.
     max_running: int | None = None

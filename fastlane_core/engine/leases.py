@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -26,6 +27,8 @@ class LeaseKeeper:
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
         self._held: dict[str, tuple[Supervision, asyncio.Task[None]]] = {}
+        #: How many are held of each lane.
+        self._held_of: Counter[str] = Counter()
         self._freed = asyncio.Event()
         #: Executions of which the queue said last that they are to stop.
         self._stops: frozenset[str] = frozenset()
@@ -37,14 +40,13 @@ class LeaseKeeper:
     def __contains__(self, execution_id: object) -> bool:
         return execution_id in self._held
 
-    @property
-    def free(self) -> int:
-        """How many more executions this worker may take."""
-        return max(0, self._context.options.concurrency - len(self._held))
+    def free(self, lane: str) -> int:
+        """How many more executions of the lane this worker may take; a full lane leaves the others theirs."""
+        return max(0, self._context.options.concurrency - self._held_of[lane])
 
-    async def wait_for_free(self) -> None:
-        """Return when this worker may take an execution."""
-        while not self.free:
+    async def wait_for_free(self, lane: str) -> None:
+        """Return when this worker may take an execution of the lane."""
+        while not self.free(lane):
             self._freed.clear()
             await self._freed.wait()
 
@@ -55,7 +57,10 @@ class LeaseKeeper:
             if execution_id in self._held:
                 # Claimed again by the worker that was too late to renew: the supervision under way is cancelled, and
                 # the new one begins from what the record says.
-                self._held[execution_id][1].cancel()
+                replaced, task = self._held[execution_id]
+                task.cancel()
+                self._held_of[replaced.lease.item.lane] -= 1
+            self._held_of[lease.item.lane] += 1
             supervision = Supervision(self._context, lease)
             task = asyncio.create_task(supervision.run(), name=f"supervise {execution_id}")
             self._held[execution_id] = (supervision, task)
@@ -131,4 +136,5 @@ class LeaseKeeper:
         found = self._held.get(execution_id)
         if found is not None and found[1] is task:
             del self._held[execution_id]
+            self._held_of[found[0].lease.item.lane] -= 1
         self._freed.set()

@@ -213,12 +213,12 @@ class Reconciler:
 
     async def _adopt_in_closed_lanes(self) -> None:
         for lane, stats in (await self._context.queue.stats()).items():
-            if self._context.routing.lane(lane) is None and stats.leased and self._keeper.free:
+            if self._context.routing.lane(lane) is None and stats.leased and self._keeper.free(lane):
                 leases = await self._context.queue.claim(
                     lane,
                     worker=self._context.worker,
                     capacity=0,
-                    limit=self._keeper.free,
+                    limit=self._keeper.free(lane),
                     lease_seconds=self._context.options.lease_seconds,
                 )
                 self._keeper.keep(leases)

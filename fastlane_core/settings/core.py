@@ -134,7 +134,7 @@ class WorkerSettings(_Section):
         default=64,
         ge=1,
         le=10_000,
-        description="Executions that one worker looks after at a time.",
+        description="Executions of each lane that one worker looks after at a time.",
     )
     worker_sleep_time_ms: int = Field(
         default=1000,

@@ -98,6 +98,18 @@ async def test_a_worker_without_jobs_and_monitor_takes_nothing(fastlane: Deploym
             await fastlane.ended(running)
 
 
+async def test_a_lane_that_takes_all_it_may_of_a_worker_leaves_the_others_theirs(fastlane: Deployment) -> None:
+    full = [await fastlane.submit("hang", task="fake:default") for _ in range(5)]
+    async with fastlane.worker("small", replace(QUICK, concurrency=3)):
+        for each in full[:3]:
+            await fastlane.running(each)
+        other = await fastlane.ended(await fastlane.submit("true", task="fake:gpu"))
+        assert other.status is Status.DONE
+        assert [(await fastlane.now(each)).status for each in full[3:]] == [Status.ENQUEUED] * 2
+        fastlane.engine.end(full[0].id)
+        await fastlane.running(full[3])
+
+
 @pytest.mark.parametrize(
     ("patterns", "lanes"),
     [
