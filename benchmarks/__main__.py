@@ -16,7 +16,7 @@ LIMITS = {
     "schedules": ("--check",),
     "queue": ("--check",),
     "history": ("--at-most", "2"),
-    "throughput": ("--at-least", "0.95"),
+    "throughput": ("--at-least", "0.95", "--most-ms", "20", "--most-cpu-ms", "15"),
 }
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -52,6 +53,14 @@ class Block:
     """One measured block of jobs."""
 
     rate: float
+    cpu_ms: float
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What Fastlane adds to a job."""
+
+    ms: float
     cpu_ms: float
 
 
@@ -174,7 +183,7 @@ class Fastlane:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; the exit code is 1 when the ratio is below --at-least."""
+    """Measure and print; the exit code is 1 when the ratio or the overhead is not within its limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=240, help="in all rounds together")
     parser.add_argument("--rounds", type=int, default=4)
@@ -184,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="containers at a time; measured where it is not given")
     parser.add_argument("--idle-seconds", type=float, default=5.0, help="time in which idling is measured")
     parser.add_argument("--at-least", type=float, default=0.0, help="fail below this ratio")
+    parser.add_argument("--most-ms", type=float, default=math.inf, help="fail above so many milliseconds per job")
+    parser.add_argument("--most-cpu-ms", type=float, default=math.inf, help="fail above so much CPU time per job")
     options = parser.parse_args(arguments)
     given = options.docker_host or list(filter(None, [os.environ.get("DOCKER_HOST")]))
     with ExitStack() as stack:
@@ -198,8 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fastlane.run(len(engines.urls))
             print(f"idle fastlane: {fastlane.idle_cpu_ms(options.idle_seconds):.1f} CPU ms per second")
             bares, ours = measure(engines, fastlane, options.jobs // options.rounds, options.rounds, threads)
-    ratio = print_summary(bares, ours)
-    return 0 if ratio >= options.at_least else 1
+    ratio, overhead = print_summary(bares, ours)
+    kept = ratio >= options.at_least and overhead.ms <= options.most_ms and overhead.cpu_ms <= options.most_cpu_ms
+    return 0 if kept else 1
 
 
 def measure(
@@ -251,8 +263,8 @@ def started(count: int, folder: Path) -> Iterator[Sequence[str]]:
         yield urls
 
 
-def print_summary(bares: Sequence[Block], ours: Sequence[Block]) -> float:
-    """Print what all rounds say together; returns the ratio."""
+def print_summary(bares: Sequence[Block], ours: Sequence[Block]) -> tuple[float, Overhead]:
+    """Print what all rounds say together; returns the ratio and what a job costs more."""
     bare_rate, our_rate = (statistics.harmonic_mean([block.rate for block in blocks]) for blocks in (bares, ours))
     bare_cpu, our_cpu = (statistics.mean(block.cpu_ms for block in blocks) for blocks in (bares, ours))
     best = max(block.rate for block in bares)
@@ -264,8 +276,9 @@ def print_summary(bares: Sequence[Block], ours: Sequence[Block]) -> float:
         f"ratio to the bare engines: {our_rate / bare_rate:.3f} (rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}), "
         f"to their best round: {our_rate / best:.3f}"
     )
-    print(f"overhead per job: {1000 / our_rate - 1000 / bare_rate:.1f} ms, {our_cpu - bare_cpu:.1f} CPU ms")
-    return our_rate / bare_rate
+    overhead = Overhead(ms=1000 / our_rate - 1000 / bare_rate, cpu_ms=our_cpu - bare_cpu)
+    print(f"overhead per job: {overhead.ms:.1f} ms, {overhead.cpu_ms:.1f} CPU ms")
+    return our_rate / bare_rate, overhead
 
 
 def load() -> str:
