@@ -1,7 +1,8 @@
 """Mending what crashes, lost messages and lost data have left behind.
 
-Every pass is bounded: it looks at a stretch of what has not ended, at the heads of the lanes, at what is owed, and at
-the runs that engines still hold, however much history there is.
+Every pass is bounded: it looks at a stretch of what has not ended, at the heads of the lanes and at what is owed,
+however much history there is. It asks no engine, so that a queue that lost its data is rebuilt at once (`sweeping.py`
+cleans up runs).
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from dataclasses import replace
 
 import structlog
 
-from fastlane_core.contracts.runner import Runner
 from fastlane_core.engine.attempts import add_next_attempt
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.leases import LeaseKeeper
-from fastlane_core.engine.lifecycle import before_start, ended, given_up, waited_too_long
+from fastlane_core.engine.lifecycle import before_start, ended, waited_too_long
 from fastlane_core.engine.mending import note_mending
 from fastlane_core.engine.misfits import Inspection, Misfit
 from fastlane_core.engine.rebuilding import lease_of, rebuild_queue
@@ -25,7 +25,7 @@ from fastlane_core.engine.records import change_execution
 from fastlane_core.engine.submission import queue_item
 from fastlane_core.engine.task_limits import TaskLimits
 from fastlane_core.engine.topics import execution_topic, worker_topic
-from fastlane_core.errors import EngineUnavailable, QueueUnavailable, RunNotFound, StorageUnavailable
+from fastlane_core.errors import QueueUnavailable, StorageUnavailable
 from fastlane_core.models import Event, EventKind, Execution, Mending, Status
 
 log = structlog.get_logger(__name__)
@@ -35,14 +35,12 @@ _PASS = 5_000
 #: Executions that one pass removes because they are old, and that one call does.
 _REMOVED = 1_000
 _REMOVED_AT_ONCE = 100
-#: Leftovers of one place that are ended at a time: each may take its grace.
-_CLEANED_AT_A_TIME = 16
 #: Executions of which it is remembered that the request to stop them was repeated.
 _MOST_REPEATED = 10_000
 
 
 class Reconciler:
-    """Compares storage, queue and engines, and mends what does not fit; every mending is logged and counted."""
+    """Compares storage and queue, and mends what does not fit; every mending is logged and counted."""
 
     def __init__(self, context: WorkerContext, keeper: LeaseKeeper) -> None:
         self._context = context
@@ -53,10 +51,9 @@ class Reconciler:
         #: Whether everything that waits has the limits that this worker's settings say.
         self._limits_told = False
         self._repeated: OrderedDict[str, None] = OrderedDict()
-        self._returned: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     async def run(self) -> None:
-        """Reconcile at intervals until cancelled, and sweep places as soon as they come back."""
+        """Reconcile at intervals until cancelled."""
         interval = self._context.options.reconcile_interval_seconds
         while True:
             pause = interval
@@ -65,19 +62,7 @@ class Reconciler:
             except (StorageUnavailable, QueueUnavailable) as error:
                 log.warning("could not reconcile; trying again later", error=str(error))
                 pause = min(1.0, interval)
-            try:
-                async with asyncio.timeout(pause):
-                    await self._sweep_what_returns()
-            except TimeoutError:
-                # Time for the next pass.
-                continue
-            except (StorageUnavailable, QueueUnavailable) as error:
-                log.warning("could not sweep a place that came back", error=str(error))
-
-    def place_returned(self, lane: str, place: str) -> None:
-        """A place can be used again: runs that were given up as lost may be alive there, and it is swept at once."""
-        if self._context.options.duties.monitor:
-            self._returned.put_nowait((lane, place))
+            await asyncio.sleep(pause)
 
     async def reconcile(self) -> None:
         """One pass. Raises StorageUnavailable, QueueUnavailable."""
@@ -93,9 +78,6 @@ class Reconciler:
             await self._route_anew(misfit)
         await self._adopt_in_closed_lanes()
         await self._remove_old()
-        for runner in self._context.routing.runners:
-            for place in await self._places(runner):
-                await self._try_to_sweep(runner, place)
 
     # Executions that have not ended
 
@@ -238,54 +220,6 @@ class Reconciler:
                 break
         if removed:
             log.info("removed executions that ended long ago", count=removed, days=keep / 86_400)
-
-    # Runs on engines
-
-    async def _sweep_what_returns(self) -> None:
-        while True:
-            lane, place = await self._returned.get()
-            await self._try_to_sweep(self._context.routing.runner_of(lane), place)
-
-    async def _try_to_sweep(self, runner: Runner, place: str) -> None:
-        try:
-            await self._sweep(runner, place)
-        except EngineUnavailable as error:
-            log.info("could not look for leftovers", place=place, error=str(error))
-
-    async def _places(self, runner: Runner) -> Sequence[str]:
-        found: dict[str, None] = {}
-        for lane in runner.lanes():
-            places = (await runner.availability(lane.name)).places
-            found.update(dict.fromkeys(self._context.trouble.usable(lane.name, places, now=self._context.clock())))
-        return list(found)
-
-    async def _sweep(self, runner: Runner, place: str) -> None:
-        """Clean up runs on `place` that no unfinished execution has there."""
-        cleaning = asyncio.Semaphore(_CLEANED_AT_A_TIME)
-
-        async def clean_up(misfit: Misfit) -> None:
-            run = misfit.run
-            if run is None:
-                return
-            async with cleaning:
-                try:
-                    if misfit.execution is not None and given_up(misfit.execution):
-                        await runner.discard(run.handle)
-                    else:
-                        if run.running:
-                            await runner.stop(run.handle, self._context.options.stop_grace_seconds)
-                        await runner.finish(run.handle)
-                except RunNotFound:
-                    return
-            self._note(misfit, "cleaned up", misfit.execution)
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                async for misfit in self._inspection.leftovers(runner, place):
-                    tasks.create_task(clean_up(misfit))
-        except ExceptionGroup as errors:
-            # The first tells as much as all of them.
-            raise errors.exceptions[0] from None
 
     def _note(self, misfit: Misfit, done: str, execution: Execution | None) -> None:
         note_mending(

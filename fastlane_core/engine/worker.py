@@ -14,6 +14,7 @@ from fastlane_core.engine.leases import LeaseKeeper
 from fastlane_core.engine.presence import REPORT_SECONDS, WORKERS_SCOPE, Presence
 from fastlane_core.engine.reconciling import Reconciler
 from fastlane_core.engine.scheduling import Scheduler
+from fastlane_core.engine.sweeping import Sweeper
 from fastlane_core.errors import FastlaneError, QueueUnavailable, StorageUnavailable
 from fastlane_core.models import Event, EventKind, Json
 
@@ -33,7 +34,7 @@ class Worker:
         self._context = context
         self._drain_seconds = drain_seconds
         self._keeper = LeaseKeeper(context)
-        self._reconciler = Reconciler(context, self._keeper)
+        self._sweeper = Sweeper(context, self._keeper)
         self._presence = Presence(
             context.storage, context.clock, context.identity, scope=WORKERS_SCOPE, name=context.worker
         )
@@ -64,7 +65,8 @@ class Worker:
                 self._begin("report", self._report),
             ]
             if context.options.duties.monitor:
-                keeping.append(self._begin("reconcile", self._reconciler.run))
+                keeping.append(self._begin("reconcile", Reconciler(context, self._keeper).run))
+                keeping.append(self._begin("sweep", self._sweeper.run))
             if context.options.duties.jobs:
                 claiming.append(self._begin("schedule", Scheduler(context).run))
             for name in self._lanes:
@@ -166,7 +168,7 @@ class Worker:
             return
         for lane, each in now.items():
             for place in _places(each) - _places(before.get(lane)):
-                self._reconciler.place_returned(lane, place)
+                self._sweeper.place_returned(lane, place)
 
     async def _availability(self) -> dict[str, Json]:
         """What each lane offers, as this worker sees it."""

@@ -18,10 +18,10 @@ from fastlane_core.app import Application, engine_options, open_application
 from fastlane_core.contracts.runner import Runner
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.leases import LeaseKeeper
-from fastlane_core.engine.reconciling import Reconciler
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
 from fastlane_core.engine.supervision import Supervision
+from fastlane_core.engine.sweeping import Sweeper
 from fastlane_core.models import Execution, RunSpec, Status
 from fastlane_core.settings import WorkerSettings
 from tests.services.fixtures import SharedEngine
@@ -77,10 +77,10 @@ class Process:
                     return Supervision(self.context, leases[0])
                 await asyncio.sleep(0.05)
 
-    async def reconcile(self, *, later: float = 0.0) -> None:
-        """One pass, by a clock that is ahead so many seconds."""
+    async def sweep(self, *, later: float = 0.0) -> None:
+        """Once, by a clock that is ahead so many seconds."""
         context = replace(self.context, clock=lambda: time.time() + later)
-        await Reconciler(context, LeaseKeeper(context)).reconcile()
+        await Sweeper(context, LeaseKeeper(context)).sweep()
 
     async def leave_running(self, command: str) -> Execution:
         """Start a job and die while it runs."""
@@ -202,7 +202,7 @@ async def test_worker_held_up_until_the_container_was_removed_starts_nothing(
         assert operator.events(execution, begun).count("start") == 1
         assert await other.now(execution) == done
         assert operator.states(slow.context.deployment_id) == {f"fastlane-job-{execution.id}": "created"}
-        await other.reconcile(later=10.0)
+        await other.sweep(later=10.0)
         await other.runner.prune(older_than=0, dry_run=False)
         assert operator.states(slow.context.deployment_id) == {}
 
@@ -243,7 +243,7 @@ async def test_two_fastlanes_on_one_engine_leave_each_other_alone(
 
     # Both have lost their storage: to each, what runs is an orphan.
     async with opened(tmp_path / "one", url, "worker", DEPLOYMENT_ID=one) as worker:
-        await worker.reconcile(later=120.0)
+        await worker.sweep(later=120.0)
         await worker.runner.prune(older_than=0, dry_run=False)
 
     assert operator.states(one) == {}
@@ -257,10 +257,10 @@ async def test_orphan_is_stopped_and_processed_once_it_is_old_enough_to_be_one(
     async with opened(tmp_path / "lost", url, "victim", DEPLOYMENT_ID=deployment_id) as victim:
         orphan = await victim.leave_running("sleep 600")
     async with opened(tmp_path / "new", url, "worker", DEPLOYMENT_ID=deployment_id) as worker:
-        await worker.reconcile()
+        await worker.sweep()
         assert operator.states(deployment_id) == {f"fastlane-job-{orphan.id}": "running"}
 
-        await worker.reconcile(later=120.0)
+        await worker.sweep(later=120.0)
 
     assert operator.states(deployment_id) == {f"defunct-fastlane-job-{orphan.id}": "exited"}
 
@@ -281,11 +281,11 @@ async def test_container_that_a_dead_worker_created_but_never_started_is_process
         assert operator.states(victim.context.deployment_id) == {name: "created"}
 
         # Somebody may still adopt it: it is left alone until it has ended.
-        await heir.reconcile(later=120.0)
+        await heir.sweep(later=120.0)
         assert operator.states(victim.context.deployment_id) == {name: "created"}
         await Stopping(heir.application.storage, heir.application.queue, time.time).stop_job("test", stopped.job_id)
         await (await heir.claim()).run()
 
         assert (await heir.now(stopped)).status is Status.STOPPED
-        await heir.reconcile(later=120.0)
+        await heir.sweep(later=120.0)
         assert list(operator.states(victim.context.deployment_id)) == [f"defunct-{name}"]

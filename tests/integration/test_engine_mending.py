@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from fastlane_core.contracts.queue import QueueItem
 from fastlane_core.engine.identifiers import retry_id
 from fastlane_core.engine.presence import WORKERS_SCOPE
 from fastlane_core.models import Event, EventKind, Execution, Mending, Reason, Status
-from tests.integration.engine_harness import QUICK, Deployment, deployment, until
+from fastlane_core.testing.fake_engine import FakeEngine
+from tests.integration.engine_harness import PATIENCE, QUICK, Deployment, deployment, until
 
 
 @pytest.fixture
@@ -184,6 +188,29 @@ async def test_a_run_that_nobody_knows_is_stopped_and_removed(fastlane: Deployme
         await until(lambda: _reports_mending(fastlane, Mending.LEFTOVER_RUN))
     (event,) = mendings(fastlane, Mending.LEFTOVER_RUN)
     assert (event.execution_id, event.place) == (execution.id, "host")
+
+
+async def test_a_queue_is_rebuilt_while_a_leftover_takes_its_time_to_stop(fastlane: Deployment, tmp_path: Path) -> None:
+    stopping = asyncio.Event()
+
+    async def never_over(_: float) -> None:
+        stopping.set()
+        await asyncio.Event().wait()
+
+    fastlane.engine = FakeEngine(places={"host": 50}, sleep=never_over)
+    async with fastlane.worker("first"):
+        execution = await fastlane.running(await fastlane.submit("hang-deaf"))
+    await fastlane.queue.ack((await fastlane.claim("dead")).lease)
+    stored = await fastlane.now(execution)
+    await fastlane.storage.put_execution(replace(stored, status=Status.STOPPED, reason=Reason.STOPPED))
+    fastlane.clock.advance(120)
+    async with fastlane.worker("second"):
+        await asyncio.wait_for(stopping.wait(), PATIENCE)
+        with closing(sqlite3.connect(tmp_path / "queue.db", isolation_level=None)) as connection:
+            connection.executescript("DELETE FROM items; DELETE FROM rebuilt;")
+        # Granted only when the queue is whole again.
+        assert (await fastlane.ended(await fastlane.submit("true"))).status is Status.DONE
+        assert fastlane.engine.running == [execution.id]
 
 
 def mendings(fastlane: Deployment, kind: Mending) -> list[Event]:

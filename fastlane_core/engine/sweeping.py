@@ -1,0 +1,118 @@
+"""Cleaning up the runs that engines still hold, and that nobody has anything to do with any more.
+
+A loop of its own: stopping a run may take its grace, and an engine that hangs takes longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container, Sequence
+
+import structlog
+
+from fastlane_core.contracts.runner import Runner
+from fastlane_core.engine.context import WorkerContext
+from fastlane_core.engine.lifecycle import given_up
+from fastlane_core.engine.mending import note_mending
+from fastlane_core.engine.misfits import Inspection, Misfit
+from fastlane_core.errors import EngineUnavailable, RunNotFound, StorageUnavailable
+
+log = structlog.get_logger(__name__)
+
+#: Leftovers of one place that are ended at a time: each may take its grace.
+_CLEANED_AT_A_TIME = 16
+
+
+class Sweeper:
+    """Sweeps every place at intervals, and one that comes back at once; every clean-up is logged and counted."""
+
+    def __init__(self, context: WorkerContext, in_hand: Container[str]) -> None:
+        """`in_hand` has the ids of executions that this worker looks after."""
+        self._context = context
+        self._inspection = Inspection(context.storage, context.queue, context.routing, context.clock, in_hand=in_hand)
+        self._returned: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except StorageUnavailable as error:
+                log.warning("could not look for leftovers; trying again later", error=str(error))
+            try:
+                async with asyncio.timeout(self._context.options.reconcile_interval_seconds):
+                    await self._sweep_what_returns()
+            except TimeoutError:
+                # Time for the next round.
+                continue
+            except StorageUnavailable as error:
+                log.warning("could not sweep a place that came back", error=str(error))
+
+    def place_returned(self, lane: str, place: str) -> None:
+        """A place can be used again: runs that were given up as lost may be alive there, and it is swept at once."""
+        if self._context.options.duties.monitor:
+            self._returned.put_nowait((lane, place))
+
+    async def sweep(self) -> None:
+        """Sweep every place that can be used, once. Raises StorageUnavailable."""
+        for runner in self._context.routing.runners:
+            for place in await self._places(runner):
+                await self._try_to_sweep(runner, place)
+
+    async def _sweep_what_returns(self) -> None:
+        while True:
+            lane, place = await self._returned.get()
+            await self._try_to_sweep(self._context.routing.runner_of(lane), place)
+
+    async def _places(self, runner: Runner) -> Sequence[str]:
+        found: dict[str, None] = {}
+        for lane in runner.lanes():
+            places = (await runner.availability(lane.name)).places
+            found.update(dict.fromkeys(self._context.trouble.usable(lane.name, places, now=self._context.clock())))
+        return list(found)
+
+    async def _try_to_sweep(self, runner: Runner, place: str) -> None:
+        try:
+            await self._sweep(runner, place)
+        except EngineUnavailable as error:
+            log.info("could not look for leftovers", place=place, error=str(error))
+
+    async def _sweep(self, runner: Runner, place: str) -> None:
+        """Clean up runs on `place` that no unfinished execution has there."""
+        cleaning = asyncio.Semaphore(_CLEANED_AT_A_TIME)
+
+        async def clean_up(misfit: Misfit) -> None:
+            async with cleaning:
+                if await self._clean_up(runner, misfit):
+                    what = f"{misfit.message}; cleaned up"
+                    note_mending(
+                        self._context,
+                        misfit.kind,
+                        what,
+                        execution_id=misfit.execution_id,
+                        execution=misfit.execution,
+                    )
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                async for misfit in self._inspection.leftovers(runner, place):
+                    tasks.create_task(clean_up(misfit))
+        except ExceptionGroup as errors:
+            # The first tells as much as all of them.
+            raise errors.exceptions[0] from None
+
+    async def _clean_up(self, runner: Runner, misfit: Misfit) -> bool:
+        """Whether there was something left to clean up. Raises EngineUnavailable."""
+        run = misfit.run
+        if run is None:
+            return False
+        try:
+            if misfit.execution is not None and given_up(misfit.execution):
+                await runner.discard(run.handle)
+            else:
+                if run.running:
+                    await runner.stop(run.handle, self._context.options.stop_grace_seconds)
+                await runner.finish(run.handle)
+        except RunNotFound:
+            return False
+        return True
