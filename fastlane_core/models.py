@@ -431,6 +431,8 @@ class Mending(StrEnum):
     STOP_UNHEARD = "stop_unheard"
     #: The attempt after it had not been made.
     RETRY_OWED = "retry_owed"
+    #: A worker had not renewed its lease, and another adopted the execution.
+    LEASE_ORPHANED = "lease_orphaned"
     #: An engine held a run that no unfinished execution has there.
     LEFTOVER_RUN = "leftover_run"
 

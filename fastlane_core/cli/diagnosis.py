@@ -208,6 +208,12 @@ async def _waiting(application: Application, workers: Mapping[str, JsonObject]) 
             message = f"{stats.waiting} wait and {stats.leased} are held, and no worker serves it"
             advice = f"Start a worker that does: fastlane worker --lanes {lane}."
             found.append(Finding(level=Level.PROBLEM, subject=f"lane {lane}", message=message, advice=advice))
+        if stats.run_out:
+            message = (
+                f"{stats.run_out} of {stats.leased} leases ran out or were handed over, and nobody has adopted them"
+            )
+            advice = "A worker with free concurrency adopts them within seconds."
+            found.append(Finding(level=Level.WARNING, subject=f"lane {lane}", message=message, advice=advice))
     if await application.queue.needs_rebuild():
         message = "is empty or has lost its data, and grants nothing until a worker has put everything back"
         advice = "" if _reconciled(workers) else "Start a worker."

@@ -69,6 +69,8 @@ class Lease:
     adopted: bool
     #: The place that was assigned to it, if any; kept when it is adopted.
     place: str | None = None
+    #: Whether the one from whom it was taken over had handed it over, rather than let it run out.
+    handed_over: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +107,8 @@ class LaneStats:
     held: int = 0
     #: When the next delayed item is due.
     next_due_at: float | None = None
+    #: Those of the leases that have run out, or were handed over, and that nobody has adopted.
+    run_out: int = 0
     #: Leases by assigned place.
     places: Mapping[str, int] | None = None
 

@@ -64,6 +64,8 @@ class Supervision:
         self.lease = lease
         self._claimed_at = context.clock()
         self._execution_id = lease.item.execution_id
+        #: Whether the lease was left to run out by whoever held it, and that has not been told.
+        self._is_orphaned = lease.adopted and not lease.handed_over
         #: Set when somebody asked for the execution to end.
         self.stop_wanted = asyncio.Event()
 
@@ -108,6 +110,7 @@ class Supervision:
         structlog.contextvars.bind_contextvars(job=execution.job_id)
         if not execution.status.is_final:
             execution = await self._take_over(execution)
+        self._note_orphaned(execution)
         begun_before = execution.handle is not None
         if not execution.status.is_final and not begun_before:
             execution = await self._start(execution)
@@ -140,6 +143,19 @@ class Supervision:
             self.stop_wanted.set()
         self._context.reach(FaultPoint.TAKEN_OVER)
         return execution
+
+    def _note_orphaned(self, execution: Execution) -> None:
+        """Once, however often trouble has this begin anew."""
+        if self._is_orphaned:
+            self._is_orphaned = False
+            message = "the lease on it ran out, as its worker had not renewed it; adopted"
+            note_mending(
+                self._context,
+                Mending.LEASE_ORPHANED,
+                message,
+                execution_id=execution.id,
+                execution=execution,
+            )
 
     async def _start(self, execution: Execution) -> Execution:
         return await Starter(self._context, self.lease, self.stop_wanted, self._changed, self._end).start(execution)

@@ -40,6 +40,7 @@ class QueueLeaseTests(QueueFixtures):
         (adopted,) = await claim(other, worker="second")
         assert (adopted.item, adopted.worker, adopted.adopted) == (lost.item, "second", True)
         assert adopted.token != lost.token
+        assert not adopted.handed_over
         assert list(await claim(queue, worker="third")) == []
 
     async def test_a_lease_that_ran_out_keeps_its_slot(self, queue: Queue, advance: Advance) -> None:
@@ -345,6 +346,21 @@ class QueueLeaseTests(QueueFixtures):
             ("1", True, "place"),
             ("2", True, None),
         ]
+        assert all(lease.handed_over for lease in adopted)
+
+    async def test_a_lease_that_was_handed_over_once_may_run_out_later(
+        self, queue: Queue, other: Queue, advance: Advance
+    ) -> None:
+        await queue.put([an_item("run")])
+        await queue.hand_over(await claim(queue, worker="first"))
+        (adopted,) = await claim(other, worker="second", lease_seconds=_SHORT)
+        assert adopted.handed_over
+        assert not (await other.renew([adopted], _SHORT)).lost
+
+        await advance(_OVER)
+
+        (again,) = await claim(queue, worker="third")
+        assert (again.adopted, again.handed_over) == (True, False)
 
     async def test_leases_that_are_lost_are_not_handed_over(self, queue: Queue, other: Queue, advance: Advance) -> None:
         await queue.put([an_item("adopted"), an_item("removed"), an_item("released")])

@@ -89,6 +89,20 @@ class QueueViewTests(QueueFixtures):
         await claim(queue)
         assert counts((await queue.stats())["lane"]) == (0, 1, 1)
 
+    async def test_stats_count_leases_that_nobody_has_adopted(self, queue: Queue, advance: Advance) -> None:
+        await queue.put([an_item(f"{number}") for number in range(4)])
+        leases = await claim(queue)
+        await queue.hand_over(leases[:1])
+        await queue.put([an_item("waiting")])
+        assert await run_out(queue) == (1, 4)
+
+        await queue.renew(leases[1:2], 2.0)
+        await advance(2.5)
+        assert await run_out(queue) == (2, 4)
+
+        await claim(queue, worker="second", limit=2)
+        assert await run_out(queue) == (0, 4)
+
     async def test_stats_stay_right_through_every_step(self, queue: Queue, advance: Advance) -> None:
         await queue.put([an_item(f"{number}") for number in range(6)])
         await queue.put([an_item(f"{number}") for number in range(6)])
@@ -112,3 +126,9 @@ class QueueViewTests(QueueFixtures):
 def counts(stats: LaneStats) -> tuple[int, int, int]:
     """Waiting, delayed, leased."""
     return stats.waiting, stats.delayed, stats.leased
+
+
+async def run_out(queue: Queue) -> tuple[int, int]:
+    """Leases that nobody has adopted, and all."""
+    stats = (await queue.stats())["lane"]
+    return stats.run_out, stats.leased

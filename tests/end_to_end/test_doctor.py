@@ -90,6 +90,11 @@ async def test_what_does_not_fit_is_found_and_left_as_it_is(service: Service) ->
         executions = [await _submit(submission) for _ in range(5)]
         for execution in executions:
             await application.queue.cancel(execution.id)
+        await _submit(submission)
+        leases = await application.queue.claim(
+            "process:local", worker="gone", capacity=5, limit=5, lease_seconds=PATIENCE
+        )
+        await application.queue.hand_over(leases)
     code, report = doctor(service)
 
     assert code == 1
@@ -97,6 +102,8 @@ async def test_what_does_not_fit_is_found_and_left_as_it_is(service: Service) ->
     assert found["missing_in_queue"].startswith("5 executions are missing in the queue: ")
     assert found["missing_in_queue"].endswith(", ...")
     assert found["workers"] == "none is running"
+    warned = {each["subject"]: each["message"] for each in report["findings"] if each["level"] == "warning"}
+    assert warned["lane process:local"] == "1 of 1 leases ran out or were handed over, and nobody has adopted them"
     async with open_application(service.config, {}) as application:
         assert await application.queue.contains([each.id for each in executions]) == frozenset()
         assert [await application.storage.get_execution(each.id) for each in executions] == executions

@@ -26,6 +26,41 @@ async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
         yield made
 
 
+# Leases
+
+
+async def test_adopting_what_a_worker_left_to_run_out_is_told_and_counted(fastlane: Deployment) -> None:
+    execution = await fastlane.submit("true")
+    await fastlane.claim("dead")
+    fastlane.clock.advance(QUICK.lease_seconds + 1)
+    async with fastlane.worker():
+        await fastlane.ended(execution)
+        await until(lambda: _reports_mending(fastlane, Mending.LEASE_ORPHANED))
+    (event,) = mendings(fastlane, Mending.LEASE_ORPHANED)
+    assert event.execution_id == execution.id
+
+
+async def test_adopting_what_has_ended_is_told_as_well(fastlane: Deployment) -> None:
+    execution = await fastlane.submit("true")
+    await fastlane.claim("dead")
+    stored = await fastlane.now(execution)
+    await fastlane.storage.put_execution(replace(stored, status=Status.STOPPED, reason=Reason.STOPPED))
+    fastlane.clock.advance(QUICK.lease_seconds + 1)
+    async with fastlane.worker():
+        await until(lambda: _is_empty(fastlane))
+    assert [event.execution_id for event in mendings(fastlane, Mending.LEASE_ORPHANED)] == [execution.id]
+
+
+async def test_adopting_what_was_handed_over_mends_nothing(fastlane: Deployment) -> None:
+    async with fastlane.worker("first"):
+        execution = await fastlane.running(await fastlane.submit("hang"))
+    async with fastlane.worker("second"):
+        await until(lambda: _is_held_by(fastlane, execution, "second"))
+        fastlane.engine.end(execution.id)
+        await fastlane.ended(execution)
+    assert mendings(fastlane, Mending.LEASE_ORPHANED) == []
+
+
 # The queue and the storage
 
 

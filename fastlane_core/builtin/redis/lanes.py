@@ -202,12 +202,13 @@ class Lanes:
 
     async def stats(self, lane: str) -> LaneStats:
         """The lane, counted."""
-        waiting, delayed, leased, due, places, held = await self._run("stats", lane)
+        waiting, delayed, leased, due, places, held, run_out = await self._run("stats", lane)
         return LaneStats(
             waiting=waiting,
             delayed=delayed,
             leased=leased,
             held=held,
+            run_out=run_out,
             next_due_at=float(due) if due else None,
             places=_places(places),
         )
@@ -262,12 +263,14 @@ def _quoted(text: str) -> str:
 def _lease(lane: str, worker: str, call: str, found: Reply) -> Lease:
     execution_id, record, token, has_place, place = found
     text = token.decode()
+    how = text[len(call)]
     return Lease(
         item=_item(lane, execution_id, record),
         worker=worker,
         token=text,
-        adopted=text[len(call)] == "a",
+        adopted=how in "ah",
         place=place.decode() if has_place else None,
+        handed_over=how == "h",
     )
 
 

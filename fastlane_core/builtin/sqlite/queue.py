@@ -126,7 +126,7 @@ class SqliteQueue(Queue):
         self._wakeups.lanes_changed([lease.item.lane])
 
     async def hand_over(self, leases: Sequence[Lease]) -> None:
-        await self._write(lambda connection: queue_items.hand_over(connection, leases, self._clock()))
+        await self._write(lambda connection: queue_items.hand_over(connection, leases))
         self._wakeups.lanes_changed(lease.item.lane for lease in leases)
 
     async def cancel(self, execution_id: str) -> Cancelled:

@@ -52,8 +52,14 @@ PROMOTE = """
         SELECT number FROM items WHERE lane = ? AND state = 'delayed' AND due_at <= ? ORDER BY due_at LIMIT ?
     )
 """
+#: How the token begins of a lease that was adopted after it had been handed over, and so had run out at 0.
+_HANDED_OVER = "h"
 ADOPT = """
-    UPDATE items SET worker = ?, token = lower(hex(randomblob(16))), expires_at = ? WHERE number IN (
+    UPDATE items SET
+        worker = ?,
+        token = iif(expires_at = 0, 'h', '') || lower(hex(randomblob(16))),
+        expires_at = ?
+    WHERE number IN (
         SELECT number FROM items WHERE lane = ? AND state = 'leased' AND expires_at <= ? ORDER BY expires_at LIMIT ?
     ) RETURNING number, execution_id, task_id, limited, priority, due_at, token, place
 """
@@ -68,7 +74,7 @@ FIND_ITEM = "SELECT number, state, token, place, lane, task_id, limited FROM ite
 COUNT_PLACE = "SELECT count(*) FROM items WHERE lane = ? AND state = 'leased' AND place = ?"
 SET_PLACE = "UPDATE items SET place = ? WHERE number = ?"
 RENEW = "UPDATE items SET expires_at = ? WHERE execution_id = ? AND token = ? RETURNING stop"
-HAND_OVER = "UPDATE items SET expires_at = ? WHERE execution_id = ? AND token = ? RETURNING lane"
+HAND_OVER = "UPDATE items SET expires_at = 0 WHERE execution_id = ? AND token = ? RETURNING lane"
 REMOVE = "DELETE FROM items WHERE number = ?"
 RELEASE = """
     UPDATE items SET state = ?, due_at = ?, worker = NULL, token = NULL, place = NULL, expires_at = NULL
@@ -236,11 +242,11 @@ def release(connection: sqlite3.Connection, lease: Lease, now: float, due_at: fl
         _wake(connection, task_id, limits_of(connection, number, limited))
 
 
-def hand_over(connection: sqlite3.Connection, leases: Sequence[Lease], now: float) -> None:
+def hand_over(connection: sqlite3.Connection, leases: Sequence[Lease]) -> None:
     """Let those that are still held run out."""
     lanes = set()
     for lease in leases:
-        lanes.update(connection.execute(HAND_OVER, (now, lease.item.execution_id, lease.token)).fetchall())
+        lanes.update(connection.execute(HAND_OVER, (lease.item.execution_id, lease.token)).fetchall())
     connection.executemany(TOUCH_LANE, lanes)
 
 
@@ -337,4 +343,11 @@ def _lease(
     adopted: bool,
     place: str | None = None,
 ) -> Lease:
-    return Lease(item=item_of(connection, row, lane), worker=worker, token=token, adopted=adopted, place=place)
+    return Lease(
+        item=item_of(connection, row, lane),
+        worker=worker,
+        token=token,
+        adopted=adopted,
+        place=place,
+        handed_over=token.startswith(_HANDED_OVER),
+    )

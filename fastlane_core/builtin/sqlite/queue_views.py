@@ -36,6 +36,7 @@ FIND_WAITING = """
 LIST_LANES = "SELECT number, name, waiting, delayed, leased, held FROM lanes"
 COUNT_DUE = "SELECT count(*) FROM items WHERE lane = ? AND state = 'delayed' AND due_at <= ?"
 NEXT_DUE = "SELECT min(due_at) FROM items WHERE lane = ? AND state = 'delayed' AND due_at > ?"
+COUNT_RUN_OUT = "SELECT count(*) FROM items WHERE lane = ? AND state = 'leased' AND expires_at <= ?"
 FIRST_DUE = "SELECT min(due_at) FROM items WHERE lane = ? AND state = 'delayed'"
 FIRST_EXPIRY = "SELECT min(expires_at) FROM items WHERE lane = ? AND state = 'leased'"
 
@@ -118,11 +119,13 @@ def stats(connection: sqlite3.Connection, now: float) -> Mapping[str, LaneStats]
         if waiting or delayed or leased or held:
             (due,) = connection.execute(COUNT_DUE, (number, now)).fetchone() if delayed else (0,)
             (next_due_at,) = connection.execute(NEXT_DUE, (number, now)).fetchone() if delayed else (None,)
+            (run_out,) = connection.execute(COUNT_RUN_OUT, (number, now)).fetchone() if leased else (0,)
             found[name] = LaneStats(
                 waiting=waiting + due,
                 delayed=delayed - due,
                 leased=leased,
                 held=held,
+                run_out=run_out,
                 next_due_at=next_due_at,
                 places=loads(connection, name) if leased else {},
             )

@@ -1,6 +1,6 @@
 -- ARGV: capacity, limit, seconds, token of this call, the most that all lanes may hold ('' for any number). Answers the
 -- lane's changes, whether there may be more to give, then id, record, token and place of each lease. A lease's token
--- tells the call, whether it was adopted, and its number.
+-- tells the call, how it was got, and its number: granted (g), adopted after it ran out (a), or was handed over (h).
 local capacity, limit, seconds, call = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local FIRST = 3
 local answer = {tonumber(redis.call('HGET', STATE, 'changes') or 0), 0}
@@ -38,8 +38,10 @@ local function lease(id, record, kind)
 end
 
 if limit > 0 then
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, limit)) do
-    lease(id, redis.call('HGET', ITEMS, id), 'a')
+  local found = redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+  for each = 1, #found, 2 do
+    local id = found[each]
+    lease(id, redis.call('HGET', ITEMS, id), tonumber(found[each + 1]) == HANDED_OVER_AT and 'h' or 'a')
   end
 end
 local room = math.min(limit - (#answer - FIRST + 1), capacity - redis.call('ZCARD', LEASES))

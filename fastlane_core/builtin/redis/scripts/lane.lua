@@ -28,6 +28,8 @@ local AGEING_SECONDS = 600
 local LATEST = 9e9
 local REFUSED_SECONDS = 120
 local PLACEMENT_LENGTH = 16
+-- When a lease that was handed over ran out.
+local HANDED_OVER_AT = 0
 -- Items that one step holds, or sends back.
 local HELD_AT_ONCE = 1000
 

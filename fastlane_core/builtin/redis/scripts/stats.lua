@@ -1,5 +1,5 @@
--- Answers waiting, delayed, leased, when the next delayed item is due ('' for never), leases by place, and
--- how many are held.
+-- Answers waiting, delayed, leased, when the next delayed item is due ('' for never), leases by place, how
+-- many are held, and how many leases have run out.
 local now = clock()
 local due = redis.call('ZCOUNT', DELAYED, '-inf', now)
 local following = redis.call('ZRANGEBYSCORE', DELAYED, '(' .. string.format('%.17g', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
@@ -10,4 +10,5 @@ return {
   following[2] or '',
   redis.call('HGETALL', PLACES),
   redis.call('ZCARD', HELD),
+  redis.call('ZCOUNT', LEASES, '-inf', now),
 }
