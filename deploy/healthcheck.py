@@ -55,7 +55,7 @@ async def own_reports() -> Sequence[JsonObject]:
     oldest = time.time() - _MISSED_REPORTS * REPORT_SECONDS
     namespace = Machine.this().pid_namespace
     async with asyncio.timeout(_PATIENCE / 2):
-        await storage.open()
+        await storage.open_to_look()
         try:
             found: list[JsonObject] = []
             for scope in (WORKERS_SCOPE, APIS_SCOPE):

@@ -171,10 +171,12 @@ async def open_application(
     overrides: Mapping[str, object] | None = None,
     api_bind: str | None = None,
     clock: Callable[[], float] = time.time,
+    only_look: bool = False,
 ) -> AsyncIterator[Application]:
     """Load settings and plugins, open storage and queue, and close them again.
 
     `overrides` win over file and environment; `api_bind` is the address that an API of this process will listen on.
+    With `only_look` nothing is made or changed, and SchemaNotReady raised where something would have to be.
     Raises SettingsError, PluginError, StorageError, QueueError.
     """
     settings, plugins = load_application_parts(path, environment or {}, overrides)
@@ -185,9 +187,9 @@ async def open_application(
     storage_plugin = next(each for each in plugins.storages() if each.name == general.storage)
     queue_plugin = next(each for each in plugins.queues() if each.name == general.queue)
     storage = storage_plugin.create(before)
-    await storage.open()
+    await (storage.open_to_look() if only_look else storage.open())
     try:
-        deployment_id = general.deployment_id or await _kept_deployment_id(storage)
+        deployment_id = general.deployment_id or await _kept_deployment_id(storage, make=not only_look)
         # Two storages never share a queue, also where the settings give neither Fastlane an id.
         queue = queue_plugin.create(replace(before, deployment_id=deployment_id))
         limits = settings.section(WorkerSettings)
@@ -196,7 +198,7 @@ async def open_application(
                 f"MAX_RUNNING needs a queue that counts over all lanes, and {general.queue} as it is configured does "
                 "not: its lanes lie on several servers. Limit the lanes or the tasks (TASK_LIMITS) instead"
             )
-        await queue.open()
+        await (queue.open_to_look() if only_look else queue.open())
         try:
             context = RunnerContext(
                 settings=settings,
@@ -251,12 +253,14 @@ def enabled_runner_names(plugins: PluginRegistry, wanted: Sequence[str]) -> Sequ
     return list(wanted) or [each.name for each in plugins.runners() if each.name != "process"] or ["process"]
 
 
-async def _kept_deployment_id(storage: Storage) -> str:
-    """The id that this deployment's first process made; all that share the storage share it."""
+async def _kept_deployment_id(storage: Storage, *, make: bool) -> str:
+    """The id that this deployment's first process made; all that share the storage share it. "" if there is none."""
     while True:
         kept = await storage.get_state(_DEPLOYMENT_SCOPE, _DEPLOYMENT_KEY)
         if kept is not None:
             return str(kept.value["id"])
+        if not make:
+            return ""
         try:
             await storage.put_state(_DEPLOYMENT_SCOPE, _DEPLOYMENT_KEY, {"id": new_id()}, revision=0)
         except RevisionConflict:

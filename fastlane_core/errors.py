@@ -10,6 +10,7 @@
     ├── StorageError
     │   ├── StorageUnavailable    out of reach or timed out; the same call may succeed later
     │   ├── SchemaTooNew          written by a newer Fastlane
+    │   ├── SchemaNotReady        nothing there yet, or older, and whoever asks may change nothing
     │   ├── RevisionConflict      somebody else changed the record first
     │   └── LogConflict           somebody else wrote that stretch of the log first
     ├── QueueError
@@ -80,6 +81,10 @@ class StorageUnavailable(StorageError):
 
 class SchemaTooNew(StorageError):
     """The stored data was written by a newer Fastlane than this one."""
+
+
+class SchemaNotReady(StorageError):
+    """Nothing is stored yet, or for an older Fastlane only, and it was opened by somebody who changes nothing."""
 
 
 class RevisionConflict(StorageError):

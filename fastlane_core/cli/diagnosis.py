@@ -1,6 +1,6 @@
 """What `fastlane doctor` finds out: the servers, the plugins' checks and the reconciler's comparisons.
 
-It mends nothing, needs no server, and looks at all of them side by side, each for a bounded time.
+It changes nothing, needs no server, and looks at all of them side by side, each for a bounded time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastlane_core.app import Application, enabled_runner_names, open_applicatio
 from fastlane_core.contracts.runner import Runner
 from fastlane_core.engine.misfits import Inspection, Misfit
 from fastlane_core.engine.presence import APIS_SCOPE, WORKERS_SCOPE, check_company, live_reports
-from fastlane_core.errors import FastlaneError, SettingsError
+from fastlane_core.errors import FastlaneError, SchemaNotReady, SettingsError
 from fastlane_core.hookspecs import CheckContext, Finding, Level, PluginContext
 from fastlane_core.models import Execution, JsonObject, Mending, Status
 from fastlane_core.plugins import PluginRegistry, load_application_parts
@@ -54,7 +54,7 @@ Report = Mapping[str, Sequence[Finding]]
 class _Server(Protocol):
     """What storages and queues have in common."""
 
-    async def open(self) -> None: ...
+    async def open_to_look(self) -> None: ...
     async def close(self) -> None: ...
     async def health(self) -> str: ...
     async def clock(self) -> float | None: ...
@@ -112,7 +112,7 @@ async def _check_server(
     try:
         async with asyncio.timeout(_SERVER_SECONDS):
             server = create()
-            await server.open()
+            await server.open_to_look()
             try:
                 before = clock()
                 theirs = await server.clock()
@@ -122,6 +122,12 @@ async def _check_server(
                 await server.close()
     except TimeoutError:
         return problem(f"no answer within {_SERVER_SECONDS:g} s")
+    except SchemaNotReady as error:
+        advice = (
+            "Start a process of this Fastlane, which makes what is missing and brings older data up to date; older "
+            "Fastlanes may be unable to read it then."
+        )
+        return [Finding(level=Level.PROBLEM, subject=subject, message=str(error), advice=advice)]
     except FastlaneError as error:
         return problem(str(error))
     return found if skew <= _SKEW else [*found, _skewed(subject, skew)]
@@ -135,7 +141,7 @@ def _skewed(subject: str, seconds: float) -> Finding:
 
 async def _look_inside(config: Path | None) -> tuple[Sequence[Finding], Sequence[Finding]]:
     try:
-        async with open_application(config, os.environ) as application:
+        async with open_application(config, os.environ, only_look=True) as application:
             workers = await live_reports(application.storage, WORKERS_SCOPE, now=application.context.clock())
             processes = await _processes(application, workers)
             async with asyncio.timeout(_COMPARING_SECONDS):

@@ -3,4 +3,4 @@
 `CONTRACTS_VERSION` grows when a method or field is added (second number) or removed (first number).
 """
 
-CONTRACTS_VERSION = (1, 0)
+CONTRACTS_VERSION = (1, 1)

@@ -134,6 +134,14 @@ class Queue(ABC):
     async def open(self) -> None:
         """Connect and make ready; raises QueueUnavailable."""
 
+    async def open_to_look(self) -> None:
+        """Open for a caller that only reads: no call changes anything, and this one makes and migrates nothing.
+
+        Raises QueueUnavailable, SchemaTooNew, and SchemaNotReady where there is nothing yet, or something older.
+        One that makes nothing when it is opened opens as ever.
+        """
+        await self.open()
+
     @abstractmethod
     async def close(self) -> None:
         """Let go of connections and threads."""

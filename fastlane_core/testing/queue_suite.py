@@ -10,7 +10,7 @@ from fastlane_core.contracts.queue import Lease, Queue
 from fastlane_core.testing.examples import ODD_TEXTS, an_item
 from fastlane_core.testing.queue_capacities import QueueCapacityTests
 from fastlane_core.testing.queue_claims import QueueClaimTests
-from fastlane_core.testing.queue_fixtures import BuildQueue, claim, claim_one, ids
+from fastlane_core.testing.queue_fixtures import Advance, BuildQueue, claim, claim_one, ids
 from fastlane_core.testing.queue_leases import QueueLeaseTests
 from fastlane_core.testing.queue_limits import QueueLimitTests
 from fastlane_core.testing.queue_places import QueuePlaceTests
@@ -64,6 +64,27 @@ class QueueSuite(
     async def test_its_clock_is_the_server_s_or_none(self, queue: Queue, now: Callable[[], float]) -> None:
         clock = await queue.clock()
         assert clock is None or abs(clock - now()) < 60
+
+    async def test_who_opens_it_to_look_sees_what_others_do(
+        self, queue: Queue, build_queue: BuildQueue, now: Callable[[], float], advance: Advance
+    ) -> None:
+        await queue.put([an_item("leased")])
+        await claim_one(queue)
+        await queue.put([an_item("waiting")])
+        await queue.put([an_item("due", due_at=now() + 1.0), an_item("later", due_at=now() + 600.0)])
+        await advance(2.0)
+        looking = build_queue()
+        await looking.open_to_look()
+        try:
+            stats = (await looking.stats())["lane"]
+            assert (stats.waiting, stats.delayed, stats.leased) == (2, 1, 1)
+            assert [item.execution_id for item in await looking.peek("lane", 1)] == ["waiting"]
+            assert await looking.contains(["leased", "due", "absent"]) == {"leased", "due"}
+            assert not await looking.needs_rebuild()
+            assert await looking.health()
+        finally:
+            await looking.close()
+        assert ids(await claim(queue)) == ["waiting", "due"]
 
     async def test_everything_is_there_after_closing_and_opening_again(self, build_queue: BuildQueue) -> None:
         first = build_queue()

@@ -75,6 +75,23 @@ class StorageSuite(
         finally:
             await second.close()
 
+    async def test_who_opens_it_to_look_reads_what_others_store(
+        self, storage: Storage, build_storage: BuildStorage
+    ) -> None:
+        submission = a_submission()
+        assert submission.execution is not None
+        looking = build_storage()
+        await looking.open_to_look()
+        try:
+            (submitted,) = await storage.submit([submission])
+            assert await looking.get_execution(submission.execution.id) == submitted.execution
+            assert (await looking.list_unfinished(cursor=None, limit=10)).items == [submitted.execution]
+            assert await looking.list_state("scope") == {}
+            assert await looking.health()
+        finally:
+            await looking.close()
+        assert await storage.get_job("task", submission.job.id) == submitted.job
+
     async def test_what_one_client_wrote_the_others_read(self, storage: Storage, make_storage: MakeStorage) -> None:
         other = await make_storage()
         submission = a_submission()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +20,7 @@ import pymongo
 import pytest
 
 from fastlane_core.app import open_application
+from fastlane_core.builtin.sqlite.plugin import SqliteSettings
 from fastlane_core.engine.presence import WORKERS_SCOPE
 from fastlane_core.engine.submission import JobOrder, JobSubmission
 from fastlane_core.models import Execution, RunSpec
@@ -80,6 +85,54 @@ def test_servers_that_are_down_are_told_and_everything_else_is_looked_at(service
     assert told.stdout.rstrip().endswith("2 problems, 1 warning.")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files, but for the memory that processes share while they have the database open."""
+    return {
+        str(each.relative_to(folder)): each.read_bytes()
+        for each in folder.rglob("*")
+        if each.is_file() and each.suffix != ".db-shm"
+    }
+
+
+async def test_sqlite_files_are_left_byte_for_byte(service: Service, tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    copied = f"SQLITE_PATH = {str(copies / 'fastlane.db')!r}\nRUNNERS = ['process']\n"
+    async with open_application(service.config, {}) as application:
+        path = Path(application.settings.section(SqliteSettings).sqlite_path)
+        await application.queue.rebuilt()
+        # As a process leaves them that dies.
+        for each in path.parent.glob(f"{path.name}*"):
+            shutil.copy(each, copies / each.name.replace(path.name, "fastlane.db"))
+    for config in (service.config.read_text(), copied):
+        service.config.write_text(config)
+        before = contents(tmp_path)
+        code, report = doctor(service)
+        assert (code, set(problems(report))) == (1, {"workers"})
+        assert contents(tmp_path) == before
+
+
+def test_a_database_that_is_not_there_is_told_and_not_made(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "fastlane.db"
+    service.config.write_text(f"SQLITE_PATH = {str(path)!r}\nRUNNERS = ['process']\n")
+    code, report = doctor(service)
+    assert code == 1
+    assert problems(report)["storage sqlite"] == f"there is no SQLite database {path} yet"
+    assert not path.parent.exists()
+
+
+async def test_tables_of_an_older_fastlane_are_told_and_not_brought_up_to_date(service: Service) -> None:
+    async with open_application(service.config, {}) as application:
+        path = Path(application.settings.section(SqliteSettings).sqlite_path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE schema_versions SET version = 1 WHERE component = 'storage'")
+    before = path.read_bytes()
+    code, report = doctor(service)
+    assert code == 1
+    assert "has version 1 of the storage tables, and this Fastlane needs version" in problems(report)["storage sqlite"]
+    assert path.read_bytes() == before
+
+
 async def test_what_does_not_fit_is_found_and_left_as_it_is(service: Service) -> None:
     # A minute ago, so that nobody could think of a race.
     async with open_application(service.config, {}, clock=lambda: time.time() - 60) as application:
@@ -138,7 +191,30 @@ async def _submit(submission: JobSubmission) -> Execution:
 
 
 @pytest.mark.services
-def test_servers_of_other_stores_are_looked_at_and_their_clocks_compared(
+async def test_a_mongodb_is_left_as_it_is_with_what_is_missing_there(tmp_path: Path, mongo_url: str) -> None:
+    name = f"fastlane_{uuid.uuid4().hex}"
+    url = urlsplit(mongo_url)._replace(path=f"/{name}").geturl()
+    service = Service(tmp_path, {"RUNNERS": ["process"], "STORAGE": "mongo", "MONGODB_URL": url})
+    with pymongo.MongoClient[dict[str, Any]](mongo_url, timeoutMS=60_000) as client:
+        database = client[name]
+        _, report = await asyncio.to_thread(doctor, service)
+        assert problems(report)["storage mongo"].endswith("holds nothing of Fastlane yet")
+        assert database.list_collection_names() == []
+
+        async with open_application(service.config, {}) as application:
+            await application.storage.health()
+        database["jobs"].drop_index("unsettled_1")
+        state = list(database["state"].find())
+        _, report = await asyncio.to_thread(doctor, service)
+        told = problems(report)[f"indexes of the database {name}"]
+        assert told == "are missing, so queries read whole collections: jobs.unsettled_1"
+        assert "unsettled_1" not in database["jobs"].index_information()
+        assert list(database["state"].find()) == state
+        client.drop_database(name)
+
+
+@pytest.mark.services
+async def test_servers_of_other_stores_are_looked_at_and_their_clocks_compared(
     tmp_path: Path, mongo_url: str, redis_server: RedisServer
 ) -> None:
     mongo = urlsplit(mongo_url)
@@ -159,7 +235,10 @@ def test_servers_of_other_stores_are_looked_at_and_their_clocks_compared(
             "MONGODB_URL": f"mongodb://{user}{at}127.0.0.1:{behind_mongo.port}/{database}?{query}",
             "REDIS_URL": f"redis://127.0.0.1:{behind_redis.port}",
         }
-        _, report = doctor(Service(tmp_path, settings))
+        service = Service(tmp_path, settings)
+        async with open_application(service.config, {}):
+            pass
+        _, report = await asyncio.to_thread(doctor, service)
     with pymongo.MongoClient[dict[str, Any]](mongo_url, timeoutMS=60_000) as client:
         client.drop_database(database)
 

@@ -16,7 +16,7 @@ from pymongo.read_concern import ReadConcern
 from fastlane_core.builtin.mongo.documents import Document
 from fastlane_core.builtin.mongo.server import MongoServer
 from fastlane_core.builtin.mongo.trouble import explain, is_outage
-from fastlane_core.errors import SchemaTooNew, StorageUnavailable
+from fastlane_core.errors import SchemaNotReady, SchemaTooNew, StorageUnavailable
 
 #: Grows when older versions of Fastlane could not work with what is stored any more.
 SCHEMA_VERSION = 1
@@ -95,23 +95,26 @@ class Database:
     timeout: float
     _client: AsyncMongoClient[Document] | None = field(default=None, init=False)
     _collections: Collections | None = field(default=None, init=False)
+    #: Whether nothing is to be changed.
+    only_looks: bool = field(default=False, init=False)
 
-    async def open(self) -> None:
-        """Connect, and make what is missing. Raises StorageUnavailable, SchemaTooNew."""
+    async def open(self, *, only_look: bool = False) -> None:
+        """Connect, and make what is missing. Raises StorageUnavailable, SchemaTooNew.
+
+        Makes nothing if it is `only_look`ed at, and raises SchemaNotReady where nothing is stored.
+        """
         if self._client is not None:
             return
         self._client = client = self.server.client()
         self._collections = collections = Collections(client, self.server.database)
+        self.only_looks = only_look
         try:
             with self.call():
                 await client.admin.command("ping")
                 await self._check_version(collections)
-            with self.call(_INDEX_SECONDS):
-                for name, indexes in INDEXES.items():
-                    collection = client[self.server.database][name]
-                    for index in indexes:
-                        # One by one: FerretDB 1.24 may crash over several of which some exist.
-                        await collection.create_indexes([index])
+            if not only_look:
+                with self.call(_INDEX_SECONDS):
+                    await self._make_indexes(client)
         except BaseException:
             await self.close()
             raise
@@ -171,11 +174,23 @@ class Database:
             raise StorageUnavailable(f"the MongoDB at {self.server.address} is not open")
         return self._client
 
+    async def _make_indexes(self, client: AsyncMongoClient[Document]) -> None:
+        for name, indexes in INDEXES.items():
+            collection = client[self.server.database][name]
+            for index in indexes:
+                # One by one: FerretDB 1.24 may crash over several of which some exist.
+                await collection.create_indexes([index])
+
     async def _check_version(self, collections: Collections) -> None:
         while True:
             found = await collections.schema.durable.find_one({"_id": "storage"})
             if found is not None:
                 break
+            if self.only_looks:
+                raise SchemaNotReady(
+                    f"the MongoDB database {self.server.database} at {self.server.address} holds nothing of Fastlane "
+                    "yet"
+                )
             try:
                 await collections.schema.durable.insert_one({"_id": "storage", "version": SCHEMA_VERSION})
             except DuplicateKeyError:

@@ -77,6 +77,9 @@ class MongoStorage(Storage):
     async def open(self) -> None:
         await self._database.open()
 
+    async def open_to_look(self) -> None:
+        await self._database.open(only_look=True)
+
     async def close(self) -> None:
         await self._database.close()
 
@@ -247,7 +250,7 @@ class MongoStorage(Storage):
 
     async def list_unfinished(self, *, cursor: str | None, limit: int) -> Page[Execution]:
         with self._database.call() as db:
-            if cursor is None:
+            if cursor is None and not self._database.only_looks:
                 await self._healer.heal(db)
             return await _unfinished(db, {}, cursor, limit)
 

@@ -165,9 +165,9 @@ class Lanes:
             found.update(each for each, here in zip(ids, flags, strict=True) if not here)
         return frozenset(found)
 
-    async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
-        """What would be granted next, then some of what is held."""
-        found = await self._run("peek", lane, min(limit, _AT_ONCE)) if limit > 0 else []
+    async def peek(self, lane: str, limit: int, *, promote: bool) -> Sequence[QueueItem]:
+        """What would be granted next, then some of what is held; `promote` has what became due take its turn first."""
+        found = await self._run("peek", lane, min(limit, _AT_ONCE), int(promote)) if limit > 0 else []
         return [_item(lane, execution_id, record) for execution_id, record in found]
 
     async def held_by(self, lane: str, execution_ids: Sequence[str]) -> Mapping[str, Limit]:

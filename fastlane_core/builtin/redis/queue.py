@@ -45,19 +45,28 @@ class RedisQueue(Queue):
         self._rebuilding = Rebuilding(self._servers, keys, self._lanes, self._index)
         self._wakeups = Wakeups(self._servers, keys.topic)
         self._upkeep_seconds = upkeep_seconds
+        self._only_looks = False
         self._upkeep: asyncio.Task[None] | None = None
         #: Changes of each lane that this queue's last claim has seen: `wait` waits for further ones.
         self._seen: dict[str, int] = {}
 
     async def open(self) -> None:
+        await self._connect()
+        self._only_looks = False
+        self._wakeups.start()
+        self._upkeep = asyncio.create_task(self._keep_up())
+
+    async def open_to_look(self) -> None:
+        await self._connect()
+        self._only_looks = True
+
+    async def _connect(self) -> None:
         try:
             await self._servers.open()
             await self._check_server()
         except BaseException:
             await self._servers.close()
             raise
-        self._wakeups.start()
-        self._upkeep = asyncio.create_task(self._keep_up())
 
     async def close(self) -> None:
         if self._upkeep is not None:
@@ -154,7 +163,7 @@ class RedisQueue(Queue):
         return await self._present(await self._index.find(execution_ids))
 
     async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
-        return await self._lanes.peek(lane, limit)
+        return await self._lanes.peek(lane, limit, promote=not self._only_looks)
 
     async def stats(self) -> Mapping[str, LaneStats]:
         lanes = await self._rebuilding.lanes()
@@ -182,7 +191,7 @@ class RedisQueue(Queue):
             return
 
     async def needs_rebuild(self) -> bool:
-        return await self._rebuilding.is_needed()
+        return await self._rebuilding.is_needed(note=not self._only_looks)
 
     async def restore_leases(self, leases: Sequence[Lease], lease_seconds: float) -> None:
         async def add(lane: str, leases: Sequence[tuple[Lease, str]]) -> Added:

@@ -62,14 +62,19 @@ class Rebuilding:
         for lane in sorted(self._known):
             await self.register(lane, again=True)
 
-    async def is_needed(self) -> bool:
-        """Whether anything was lost and not put back."""
+    async def is_needed(self, *, note: bool = True) -> bool:
+        """Whether anything was lost and not put back; `note` gives each loss a name, which `finish` needs."""
         states = [self._keys.registry[-1], *(self._keys.lane_state(lane) for lane in await self.lanes())]
         states += [self._keys.shard(number)[-1] for number in range(INDEX_SHARDS)]
+        if not note:
+            return not all(await asyncio.gather(*map(self._is_whole, states)))
         name = uuid.uuid4().hex
         found = await asyncio.gather(*(self._servers.run("marker_inspect", [state], [name]) for state in states))
         self._losses = {state: loss.decode() for state, loss in zip(states, found, strict=True) if loss}
         return bool(self._losses)
+
+    async def _is_whole(self, state: str) -> bool:
+        return bool(await self._servers.call(lambda client, _: client.execute_command("HEXISTS", state, "generation")))
 
     async def finish(self) -> None:
         """Everything was put back: mark what was lost as whole, unless it was lost once more."""

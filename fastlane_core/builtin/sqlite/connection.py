@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from fastlane_core.builtin.sqlite.local_disk import shared_file_system
 from fastlane_core.builtin.sqlite.trouble import DatabaseUnavailable, explain, is_busy
@@ -56,6 +57,28 @@ def open_reader(path: Path, busy_seconds: float) -> sqlite3.Connection:
         "PRAGMA query_only = ON",
     )
     return _open(path, busy_seconds, pragmas)
+
+
+def open_look(path: Path, busy_seconds: float) -> sqlite3.Connection:
+    """A connection to a file that is there, which changes neither it nor what lies beside it, not even when it ends.
+
+    Raises DatabaseUnavailable.
+    """
+    # The last connection that may write moves the write-ahead log into the database; one that only reads leaves an
+    # empty log behind where there was none.
+    mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
+    try:
+        connection = sqlite3.connect(
+            f"file:{quote(str(path.resolve()))}?mode={mode}",
+            uri=True,
+            timeout=busy_seconds,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA query_only = ON")
+    except sqlite3.Error as error:
+        raise DatabaseUnavailable(explain(error, path)) from error
+    return connection
 
 
 def begin(connection: sqlite3.Connection, busy_seconds: float) -> None:

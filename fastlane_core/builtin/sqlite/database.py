@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
 
 from fastlane_core.builtin.sqlite.connection import open_reader, open_writer, prepare_file, transaction
+from fastlane_core.builtin.sqlite.look import Look
 from fastlane_core.builtin.sqlite.schema import Schema, migrate
 from fastlane_core.builtin.sqlite.trouble import DatabaseUnavailable, explain, is_outage
 from fastlane_core.builtin.sqlite.writer import Writer
@@ -171,6 +172,7 @@ class Session:
         self._busy_seconds = busy_seconds
         self._readers = readers
         self._database: Database | None = None
+        self._look: Look | None = None
 
     async def open(self) -> Database:
         """Open the file and bring its tables up to date. Raises `unavailable`, SchemaTooNew."""
@@ -181,8 +183,24 @@ class Session:
                 raise self._unavailable(str(error)) from error
         return self._database
 
+    async def open_to_look(self) -> None:
+        """Open the file as it is, to read it only. Raises `unavailable`, SchemaTooNew, SchemaNotReady."""
+        if self._look is None:
+            try:
+                self._look = await asyncio.to_thread(Look, self._path, self._schema, self._busy_seconds)
+            except DatabaseUnavailable as error:
+                raise self._unavailable(str(error)) from error
+
+    @property
+    def only_looks(self) -> bool:
+        """Whether nothing is to be changed."""
+        return self._look is not None
+
     async def close(self) -> None:
         """Let go of the file; no error if it is not open."""
+        look, self._look = self._look, None
+        if look is not None:
+            await asyncio.to_thread(look.close)
         database, self._database = self._database, None
         if database is not None:
             await asyncio.to_thread(database.release)
@@ -197,7 +215,7 @@ class Session:
     async def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """`Database.read`; raises `unavailable`."""
         try:
-            return await self._used().read(operation)
+            return await (self._look or self._used()).read(operation)
         except DatabaseUnavailable as error:
             raise self._unavailable(str(error)) from error
 
@@ -209,8 +227,12 @@ class Session:
             raise self._unavailable(str(error)) from error
 
     async def health(self) -> str:
-        """A short description, after taking the lock for writing. Raises `unavailable`."""
-        journal = await self.write(lambda connection: str(connection.execute("PRAGMA journal_mode").fetchone()[0]))
+        """A short description; after taking the lock for writing, if it may write. Raises `unavailable`."""
+
+        def journal_mode(connection: sqlite3.Connection) -> str:
+            return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+        journal = await (self.read(journal_mode) if self.only_looks else self.write(journal_mode))
         size = await asyncio.to_thread(lambda: self._path.stat().st_size)
         return f"SQLite {sqlite3.sqlite_version}, {self._path}, journal {journal}, {size / 2**20:.1f} MiB"
 

@@ -39,6 +39,9 @@ class SqliteQueue(Queue):
         database = await self._session.open()
         self._shared_wakeups = await asyncio.to_thread(database.companion, Wakeups)
 
+    async def open_to_look(self) -> None:
+        await self._session.open_to_look()
+
     async def close(self) -> None:
         self._shared_wakeups = None
         await self._session.close()
@@ -136,7 +139,8 @@ class SqliteQueue(Queue):
         return await self._session.read(lambda connection: queue_views.contains(connection, execution_ids))
 
     async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
-        await self._write(lambda connection: queue_items.promote(connection, lane, self._clock()))
+        if not self._session.only_looks:
+            await self._write(lambda connection: queue_items.promote(connection, lane, self._clock()))
         return await self._session.read(lambda connection: queue_views.peek(connection, lane, limit))
 
     async def stats(self) -> Mapping[str, LaneStats]:

@@ -107,6 +107,9 @@ class SqliteStorage(Storage):
     async def open(self) -> None:
         await self._session.open()
 
+    async def open_to_look(self) -> None:
+        await self._session.open_to_look()
+
     async def close(self) -> None:
         await self._session.close()
 

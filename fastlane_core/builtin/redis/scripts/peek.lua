@@ -1,6 +1,9 @@
--- ARGV: limit. Answers id and record of the items that would be granted next, then of some that are held.
+-- ARGV: limit, whether to make claimable what has become due. Answers id and record of the items that would be granted
+-- next, then of some that are held.
 local limit = tonumber(ARGV[2])
-promote(clock(), limit)
+if ARGV[3] == '1' then
+  promote(clock(), limit)
+end
 local answer = {}
 for _, ids in ipairs({WAITING, HELD}) do
   if #answer < limit then
