@@ -9,13 +9,16 @@ Order of the writes, and what a crash behind each leaves:
    majority of the servers, which then have what was written before as well.
 4. The execution, the mark that the key is in use, and the job without the execution: settled by whoever comes next.
 
-A failure half-way through several submissions leaves those before it stored, each of them whole.
+Several submissions are accepted some at a time, as each takes that many round trips; those with one key in order. A
+failure half-way leaves some of them stored, each of them whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from pymongo.errors import DuplicateKeyError
 
@@ -26,6 +29,7 @@ from fastlane_core.builtin.mongo.settling import (
     confirm_job,
     count_job,
     discount_job,
+    make_task,
     new_entry,
     new_token,
     settle,
@@ -34,26 +38,40 @@ from fastlane_core.builtin.mongo.settling import (
 from fastlane_core.contracts.records import decode_execution, decode_job
 from fastlane_core.contracts.storage import Submission, Submitted
 from fastlane_core.errors import NotFound, RevisionConflict
-from fastlane_core.models import Execution, Job
+from fastlane_core.models import Execution, Job, Task
 
 #: Executions added by one write, and the bytes that their records may have together.
 _ADDED_AT_ONCE = 50
 _ADDED_BYTES = 4 * 1024 * 1024
+#: Submissions that are looked after at a time.
+_AT_A_TIME = 16
+
+T = TypeVar("T")
 
 
 async def submit(db: Collections, submissions: Sequence[Submission]) -> Sequence[Submitted]:
     """Store all submissions. Raises RevisionConflict, InvalidInput."""
     if len(submissions) > 1:
         await _refuse_conflicts(db, submissions)
-    accepted: list[_Accepted] = []
+        await _make_tasks(db, submissions)
+    accepted: dict[int, _Accepted] = {}
+    answers: dict[int, Submitted] = {}
+
+    async def accept(numbers: Sequence[int]) -> None:
+        for number in numbers:
+            accepted[number] = await _accept(db, submissions[number].job, submissions[number].execution)
+
+    async def settle_one(number: int) -> None:
+        answers[number] = await accepted[number].settle(db)
+
     try:
-        for submission in submissions:
-            accepted.append(await _accept(db, submission.job, submission.execution))
+        await _some_at_a_time(accept, _in_turn(submissions))
     except RevisionConflict:
-        for each in reversed(accepted):
-            await each.take_back(db)
+        for number in sorted(accepted, reverse=True):
+            await accepted[number].take_back(db)
         raise
-    return [await each.settle(db) for each in accepted]
+    await _some_at_a_time(settle_one, range(len(submissions)))
+    return [answers[number] for number in range(len(submissions))]
 
 
 async def add_executions(db: Collections, executions: Sequence[Execution]) -> None:
@@ -133,15 +151,70 @@ class _Accepted:
 
 async def _refuse_conflicts(db: Collections, submissions: Sequence[Submission]) -> None:
     """Find what will not be stored before anything is: the way to make all or none of them, but for races."""
-    for submission in submissions:
+
+    async def refuse_conflict(submission: Submission) -> None:
         job = submission.job
         if job.idempotency_key is not None and not job.revision:
             key = key_of(job.task_id, job.idempotency_key)
             if await db.keys.quick.find_one({"_id": key}, {"_id": 1}) is not None:
-                continue
+                return
         found = await db.jobs.quick.find_one({"_id": job_key(job.task_id, job.id)}, {"revision": 1})
         if job.revision != (0 if found is None else found["revision"]):
             raise _conflict(job)
+
+    await _some_at_a_time(refuse_conflict, submissions)
+
+
+async def _make_tasks(db: Collections, submissions: Sequence[Submission]) -> None:
+    """Make the tasks that are not there in the order of the submissions, which may store their jobs in another."""
+    tasks: dict[str, Task] = {}
+    for each in submissions:
+        job = each.job
+        task = Task(id=job.task_id, created_at=job.created_at, modified_at=job.modified_at)
+        tasks.setdefault(escape(job.task_id), task)
+    if len(tasks) == 1:
+        return
+    stored = db.tasks.quick.find({"_id": {"$in": list(tasks)}}, {"_id": 1})
+    known = {each["_id"] async for each in stored}
+    for key, task in tasks.items():
+        if key not in known:
+            await make_task(db, task)
+
+
+def _in_turn(submissions: Sequence[Submission]) -> Sequence[Sequence[int]]:
+    """Numbers of the submissions; those that name the same job or key are together, for the first one wins."""
+    turns: dict[tuple[str, ...], list[int]] = {}
+    for number, submission in enumerate(submissions):
+        job = submission.job
+        name = ("job", job.id) if job.idempotency_key is None else ("key", job.idempotency_key)
+        turns.setdefault((job.task_id, *name), []).append(number)
+    return list(turns.values())
+
+
+async def _some_at_a_time(do: Callable[[T], Awaitable[None]], items: Sequence[T]) -> None:
+    """Do it with each of the items, beginning in their order.
+
+    When one fails none begins any more, and its error is raised once those under way have ended: a conflict, if one of
+    them is.
+    """
+    if len(items) == 1:
+        await do(items[0])
+        return
+    failures: list[Exception] = []
+    waiting = iter(items)
+
+    async def work() -> None:
+        for item in waiting:
+            try:
+                await do(item)
+            except Exception as error:
+                failures.append(error)
+            if failures:
+                return
+
+    await asyncio.gather(*(work() for _ in range(min(_AT_A_TIME, len(items)))))
+    if failures:
+        raise next((each for each in failures if isinstance(each, RevisionConflict)), failures[0])
 
 
 async def _accept(db: Collections, job: Job, execution: Execution | None) -> _Accepted:
