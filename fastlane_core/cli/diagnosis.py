@@ -15,7 +15,7 @@ from typing import Protocol
 from fastlane_core.app import Application, enabled_runner_names, open_application
 from fastlane_core.contracts.runner import Runner
 from fastlane_core.engine.misfits import Inspection, Misfit
-from fastlane_core.engine.presence import APIS_SCOPE, WORKERS_SCOPE, check_company, live_reports
+from fastlane_core.engine.presence import APIS_SCOPE, REPORT_SECONDS, WORKERS_SCOPE, check_company, live_reports
 from fastlane_core.errors import FastlaneError, SchemaNotReady, SettingsError
 from fastlane_core.hookspecs import CheckContext, Finding, Level, PluginContext
 from fastlane_core.models import Execution, JsonObject, Mending, Status
@@ -32,6 +32,8 @@ _MOST = 5_000
 _EXAMPLES = 3
 #: Seconds that clocks may differ by.
 _SKEW = 2.0
+#: Seconds without a report after which a process that lives would have made two.
+_SILENT = 2 * REPORT_SECONDS
 #: Seconds that an execution may run beyond its time-out and the grace of its stop.
 _OVERDUE = 60.0
 
@@ -181,6 +183,12 @@ async def _processes(application: Application, workers: Mapping[str, JsonObject]
         at = report.get("at")
         if isinstance(at, int | float) and at - now > _SKEW:
             found.append(_skewed(f"host {report.get('host')}", at - now))
+        elif isinstance(at, int | float) and now - at > _SILENT:
+            message = (
+                f"its last report is {now - at:.0f} s old: it hangs or is gone, or the clock of its host is behind"
+            )
+            advice = "See whether it lives; if so, have its host set its clock by NTP."
+            found.append(Finding(level=Level.WARNING, subject=_where(report), message=message, advice=advice))
     if not workers:
         advice = "Start one: fastlane worker."
         found.append(Finding(level=Level.PROBLEM, subject="workers", message="none is running", advice=advice))

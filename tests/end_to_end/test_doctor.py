@@ -164,7 +164,9 @@ async def test_what_does_not_fit_is_found_and_left_as_it_is(service: Service) ->
 
 async def test_a_lane_that_no_worker_serves_and_a_second_machine_are_problems(service: Service) -> None:
     machine = {"boot": "other", "installation": "other", "host": "far", "pid_namespace": "pid:[1]"}
-    report = {"host": "far", "pid": 7, "version": "0.0.1", "at": time.time(), "machine": machine, "queue": "sqlite"}
+    # As by a clock that is behind, or from a process that has died since.
+    at = time.time() - 20
+    report = {"host": "far", "pid": 7, "version": "0.0.1", "at": at, "machine": machine, "queue": "sqlite"}
     async with open_application(service.config, {}) as application:
         await application.queue.rebuilt()
         submission = JobSubmission(
@@ -181,6 +183,8 @@ async def test_a_lane_that_no_worker_serves_and_a_second_machine_are_problems(se
     assert found["lane process:local"] == "1 wait and 0 are held, and no worker serves it"
     assert "STORAGE = sqlite and QUEUE = sqlite works within one machine only" in found["this machine"]
     assert found["workers"] == "none monitors"
+    warned = {each["subject"]: each["message"] for each in told["findings"] if each["level"] == "warning"}
+    assert warned["process 7 on far, Fastlane 0.0.1"].endswith("or the clock of its host is behind")
 
 
 async def _submit(submission: JobSubmission) -> Execution:
