@@ -68,6 +68,9 @@ RETRIED: Mapping[Reason, Retried] = {
     Reason.INTERNAL_ERROR: Retried.NEVER,
 }
 
+#: Seconds that a run's time by the clock of its engine may be short of what it was by a worker's.
+_CLOCKS_DIFFER = 1.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
@@ -225,13 +228,18 @@ def judged(execution: Execution, outcome: RunOutcome, *, stopped: bool, timed_ou
     """The ending of a run with this outcome.
 
     `stopped` and `timed_out` tell that this worker ended it for that. A worker that adopted the run after another had
-    done so tells by the times: the run did not end before it was asked to, or took as long as it was allowed.
+    done so tells by the times: the run did not end before it was asked to, or took as long as it was allowed. They
+    also tell that a worker came too late to time out a run that had long ended by itself.
     """
     finished_at = outcome.finished_at
     if not stopped and execution.stop_requested_at is not None and finished_at is not None:
         stopped = finished_at >= execution.stop_requested_at
-    if not timed_out and outcome.started_at is not None and finished_at is not None:
-        timed_out = finished_at - outcome.started_at >= execution.spec.timeout
+    if outcome.started_at is not None and finished_at is not None:
+        took = finished_at - outcome.started_at
+        if took >= execution.spec.timeout:
+            timed_out = True
+        elif outcome.reason is not Reason.SIGNAL and took < execution.spec.timeout - _CLOCKS_DIFFER:
+            timed_out = False
     if stopped:
         status, reason, message = Status.STOPPED, Reason.STOPPED, "Stopped on request."
     elif timed_out:

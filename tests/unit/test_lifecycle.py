@@ -108,6 +108,9 @@ OK = RunOutcome(exit_code=0, reason=Reason.SUCCEEDED, started_at=100.0, finished
         (replace(OK, exit_code=143, finished_at=110.5), {}, False, False, Status.TIMEDOUT, Reason.TIMED_OUT),
         # It had ended by itself before it was asked to stop.
         (OK, {"stop_requested_at": 101.5}, False, False, Status.DONE, Reason.SUCCEEDED),
+        # It had ended by itself long before a worker that was held up timed it out; heeding that it ended with 0.
+        (OK, {}, False, True, Status.DONE, Reason.SUCCEEDED),
+        (replace(OK, finished_at=109.5), {}, False, True, Status.TIMEDOUT, Reason.TIMED_OUT),
     ],
 )
 def test_an_outcome_is_judged_by_what_happened(
