@@ -17,6 +17,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.integration.lifecycle_machine import REQUESTS, RUN_POINTS, LifecycleMachine
 from tests.integration.simulated_processes import Fate
 from tests.integration.simulated_servers import RealTime, Servers, SqliteServers
+from tests.integration.simulated_services import MongoAndRedis, simulate_clock
+from tests.services.redis_server import RedisServer
 
 #: The same steps with every run.
 PROFILE = settings(
@@ -42,6 +44,16 @@ def sqlite(tmp_path: Path) -> Iterator[SqliteServers]:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
         yield SqliteServers(Path(folder))
+
+
+@pytest.fixture
+def mongo_and_redis(
+    mongo_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MongoAndRedis]:
+    simulate_clock(monkeypatch)
+    made = MongoAndRedis(mongo_url, redis_server.url)
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +90,19 @@ def test_a_failing_run_can_be_interrupted_between_any_two_steps(
         machine.teardown()
 
 
+@pytest.mark.services
+def test_every_job_comes_to_its_end_over_redis_and_mongodb(mongo_and_redis: MongoAndRedis, real_time: RealTime) -> None:
+    run(mongo_and_redis, real_time, 15)
+
+
 @pytest.mark.long
 def test_every_job_comes_to_its_end_over_sqlite_however_many(sqlite: SqliteServers, real_time: RealTime) -> None:
     run(sqlite, real_time, 1000)
+
+
+@pytest.mark.long
+@pytest.mark.services
+def test_every_job_comes_to_its_end_over_redis_and_mongodb_however_many(
+    mongo_and_redis: MongoAndRedis, real_time: RealTime
+) -> None:
+    run(mongo_and_redis, real_time, 150)
