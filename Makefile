@@ -4,6 +4,8 @@ SHELL := /bin/sh
 PYTHON ?= python3
 # What `test-core` runs.
 CORE_TESTS ?= tests
+# Processes that run tests side by side; PARALLEL= runs them one after the other.
+PARALLEL ?= -n 2 --dist loadgroup
 BIN := .venv/bin
 PACKAGES := -e . -e plugins/fastlane_docker
 
@@ -41,7 +43,7 @@ format: .venv/.ready ## Format the code
 	$(BIN)/ruff check --fix .
 
 test: lint services ## Check everything; skipped tests are listed at the end with their reasons
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(PARALLEL) $(TESTS)
 
 test-long: lint services ## Run the proofs that take minutes and that `make test` leaves out
 	$(BIN)/python -m pytest $(TESTS) -m long
@@ -49,7 +51,7 @@ test-long: lint services ## Run the proofs that take minutes and that `make test
 test-core: .venv/.ready ## Run the tests of core with no plugin installed, in .venv-core
 	@test -x .venv-core/bin/python || $(PYTHON) -m venv .venv-core
 	@$(BIN)/uv pip install --quiet --python .venv-core/bin/python --constraint constraints.txt --group dev -e .
-	.venv-core/bin/python -m pytest $(CORE_TESTS) -m "not services"
+	.venv-core/bin/python -m pytest $(PARALLEL) $(CORE_TESTS) -m "not services"
 
 wheels: .venv/.ready ## Build the wheels of every distribution into dist/
 	rm -rf dist

@@ -97,7 +97,7 @@ class Simulation:
         return reach
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 async def test_ten_years_of_ticks_fire_exactly_once_each_whoever_is_killed(tmp_path: Path, seed: int) -> None:
     expected: dict[str, list[float]] = {}
     async with deployment(tmp_path) as fastlane:
