@@ -38,16 +38,21 @@ async def enqueue_jobs(task_id: str) -> Response:
     check_task_id(task_id)
     batch = _Batch(context, payload_schema(), task_id, client_address(), idempotency_key())
     submissions, _ = await parsed_body(batch.parse)
-    if batch.task_concurrency is not None:
-        await context.task_limits.ensure(task_id, batch.task_concurrency)
     submitted: list[Submitted] = []
-    if batch.key is not None:
-        # By itself, so that nothing is stored where the key came with other jobs before.
-        submitted += await context.submission.submit_many(submissions[:1])
-        if _conflicts(submissions[0], submitted[0]):
-            raise Conflict(f"the Idempotency-Key {batch.key} came with another body before: new jobs need a new key")
+    limit = batch.task_concurrency
+    # The first by itself, so that nothing is stored where the key came with other jobs before.
+    together = _TOGETHER if batch.key is None else 1
     while len(submitted) < len(submissions):
-        submitted += await context.submission.submit_many(submissions[len(submitted) : len(submitted) + _TOGETHER])
+        stored = await context.submission.store_many(submissions[len(submitted) : len(submitted) + together])
+        if batch.key is not None and not submitted and _conflicts(submissions[0], stored[0]):
+            raise Conflict(f"the Idempotency-Key {batch.key} came with another body before: new jobs need a new key")
+        if limit is not None and not all(each.repeated for each in stored):
+            # Only by jobs that are new, and before one of them may run.
+            await context.task_limits.ensure(task_id, limit)
+            limit = None
+        await context.submission.enqueue_new(stored)
+        submitted += stored
+        together = _TOGETHER
     links = request_links(context)
     items = [_answer(wanted, found, links) for wanted, found in zip(submissions, submitted, strict=True)]
     return json_answer({"taskId": task_id, "taskUrl": links.task(task_id), "count": len(items), "items": items})
@@ -98,6 +103,8 @@ class _Batch:
         own_key = fields.pop(_KEY, None)
         key = None if self.key is None else f"{self.key}#{index}"
         if own_key is not None:
+            if self.key is not None:
+                raise InvalidInput(_KEY, "the request has an Idempotency-Key as well: expected one of the two at most")
             if not isinstance(own_key, str):
                 raise InvalidInput(_KEY, f"expected a string, got {kind_of(own_key)}")
             key = check_key(_KEY, own_key)

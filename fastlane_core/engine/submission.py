@@ -62,19 +62,23 @@ class JobSubmission:
 
     async def submit(self, order: JobOrder) -> Submitted:
         """Accept one job; durable when it returns. Raises what `prepared` raises, and StorageUnavailable."""
-        submission = self.prepared(order)
+        (submitted,) = await self._storage.submit([self.prepared(order)])
+        if submitted.repeated:
+            return submitted
+        # Not before: a request that is repeated, or refused for its key, says nothing new about the task.
         await self.limit_task(order)
-        (submitted,) = await self._storage.submit([submission])
-        if not submitted.repeated and submitted.execution is not None:
+        if submitted.execution is not None:
             await self.enqueue(submitted.execution)
         return submitted
 
-    async def submit_many(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
+    async def store_many(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         """Store what was `prepared`, one answer each; durable when it returns. Raises StorageUnavailable."""
-        submitted = await self._storage.submit(submissions)
+        return await self._storage.submit(submissions)
+
+    async def enqueue_new(self, submitted: Sequence[Submitted]) -> None:
+        """Put in the queue what was stored, and not before."""
         new = [each.execution for each in submitted if each.execution is not None and not each.repeated]
         await enqueue(self._queue, self._routing, *new)
-        return submitted
 
     async def limit_task(self, order: JobOrder) -> None:
         """Have the task's limit be as an accepted order says, if it says so. Raises StorageUnavailable."""

@@ -147,6 +147,15 @@ async def test_a_jobs_own_key_with_another_job_is_told_for_that_job(api: Api) ->
     assert await counts(api) == (2, 2)
 
 
+async def test_a_key_of_the_request_beside_those_of_its_jobs_is_refused(api: Api) -> None:
+    jobs = [JOB, {**JOB, "idempotencyKey": "own"}]
+
+    answer = await api.http.post("/tasks/t/bulk", json=jobs, headers={"Idempotency-Key": "all"})
+
+    assert (answer.status_code, answer.json()["field"]) == (400, "jobs.1.idempotencyKey")
+    assert await counts(api) == (0, 0)
+
+
 async def test_a_task_that_no_lane_takes_is_refused(api: Api) -> None:
     answer = await api.http.post("/tasks/nowhere/bulk", json=[JOB])
 

@@ -52,6 +52,22 @@ async def test_a_number_with_a_job_limits_its_task_and_the_latest_counts(api: Ap
     assert await api.queue.limits() == {task_key("busy"): 2}
 
 
+async def test_a_request_that_is_repeated_or_refused_for_its_key_leaves_the_limit_as_it_is(api: Api) -> None:
+    headers = {"Idempotency-Key": "once"}
+    job, jobs = {**JOB, "concurrency": 5}, [{**JOB, "concurrency": 5}, JOB]
+    for path, body in (("/tasks/busy/", job), ("/tasks/bulk/bulk/", jobs)):
+        task = path.split("/")[2]
+        assert (await api.http.post(path, json=body, headers=headers)).status_code == 200
+        assert await concurrency(api, task) == 5
+        await api.http.put(f"/tasks/{task}/", json={"concurrency": 1})
+
+        assert (await api.http.post(path, json=body, headers=headers)).status_code == 200
+        assert await concurrency(api, task) == 1
+        other = {**JOB, "concurrency": 7} if task == "busy" else [{**JOB, "concurrency": 7}]
+        assert (await api.http.post(path, json=other, headers=headers)).status_code == 409
+        assert await concurrency(api, task) == 1
+
+
 async def test_a_limit_of_the_job_alone_leaves_the_task_as_it_is(api: Api) -> None:
     answer = await submit(api, concurrency={"job": 2})
 
