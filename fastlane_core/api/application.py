@@ -18,7 +18,7 @@ from fastlane_core.api.failures import blueprint as failures
 from fastlane_core.api.follow import blueprint as follow
 from fastlane_core.api.jobs import blueprint as jobs
 from fastlane_core.api.live import FOLLOWERS, Followers
-from fastlane_core.api.lookup import check_path
+from fastlane_core.api.lookup import canonical_ids, check_path
 from fastlane_core.api.openapi import blueprint as openapi
 from fastlane_core.api.pages import blueprint as pages
 from fastlane_core.api.payload import PAYLOAD_SCHEMA, PayloadSchema
@@ -58,6 +58,7 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     )
     answer_errors(app)
     guard(app, context)
+    app.url_value_preprocessor(canonical_ids)
     app.before_request(check_path)
     app.before_websocket(check_path)
     own = (tasks, bulk, jobs, schedules, retries, failures, executions, follow, pages, status, openapi, websocket)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 
 from quart import Blueprint, Response, request
 
@@ -11,7 +10,7 @@ from fastlane_core.api.answers import json_answer
 from fastlane_core.api.context import current_context
 from fastlane_core.api.executions import output_answer
 from fastlane_core.api.links import request_links
-from fastlane_core.api.lookup import find_job, last_execution
+from fastlane_core.api.lookup import canonical_uuid, find_job, last_execution
 from fastlane_core.api.orders import requested_job, submitted_answer
 from fastlane_core.api.shapes import execution_shape, job_shape, task_link
 from fastlane_core.api.waiting import WaitingReasons
@@ -23,7 +22,8 @@ blueprint = Blueprint("jobs", __name__, url_prefix="/tasks/<task_id>/jobs/<job_i
 
 #: Executions given with a job, newest first.
 _EXECUTIONS = 20
-_UUID = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+#: Seconds after which the answer to a stop waits for no more executions.
+_STOP_SECONDS = 0.1
 _GENERATION = re.compile(r'"([0-9]{1,9})"')
 
 
@@ -54,7 +54,9 @@ async def put_job(task_id: str, job_id: str) -> Response:
     """Make a job with an id of the caller's, or put a new request and schedule in the place of the stored ones."""
     context = current_context()
     precondition = _precondition()
-    order = await requested_job(context, task_id, _canonical_id(job_id))
+    if canonical_uuid(job_id) is None:
+        raise InvalidInput("jobId", "expected a UUID, like 0e2f4d1c-7a3b-4c5d-8e9f-001122334455")
+    order = await requested_job(context, task_id, job_id)
     submitted = await context.replacement.put(order, precondition)
     answer = submitted_answer(context, submitted)
     answer.set_etag(str(submitted.job.generation))
@@ -66,7 +68,7 @@ async def stop_job(task_id: str, job_id: str) -> Response:
     """End what the job runs or waits for, its retries and its schedule."""
     context = current_context()
     await find_job(context, task_id, job_id)
-    await context.stopping.stop_job(task_id, job_id)
+    await context.stopping.stop_job(task_id, job_id, within=_STOP_SECONDS)
     links = request_links(context)
     return json_answer(
         {
@@ -87,12 +89,6 @@ async def job_output(task_id: str, job_id: str, output: str) -> Response:
     if execution is None:
         raise InvalidInput("", f"job {job_id} of task {task_id} has no execution yet")
     return output_answer(context, execution, output)
-
-
-def _canonical_id(job_id: str) -> str:
-    if _UUID.fullmatch(job_id) is None:
-        raise InvalidInput("jobId", "expected a UUID, like 0e2f4d1c-7a3b-4c5d-8e9f-001122334455")
-    return str(uuid.UUID(job_id))
 
 
 def _precondition() -> Precondition:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from quart import has_request_context, request, websocket
@@ -16,6 +19,7 @@ MAX_TASK_ID = 255
 _MAX_ID = 255
 #: What the parts of an address name: /tasks/<task>/jobs/<job>/executions/<execution>.
 _PARTS = ("", "", "taskId", "", "jobId", "", "executionId")
+_UUID = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PAGE_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -33,6 +37,18 @@ async def check_path() -> None:
             unquote_to_bytes(part).decode()
         except UnicodeDecodeError:
             raise InvalidInput(str(name), "is not UTF-8: percent-encode the bytes of UTF-8 text") from None
+
+
+def canonical_uuid(text: str) -> str | None:
+    """The UUID as ids of jobs and executions are written: in lower case, with dashes. None for what is none."""
+    return str(uuid.UUID(text)) if _UUID.fullmatch(text) else None
+
+
+def canonical_ids(endpoint: str | None, values: MutableMapping[str, Any] | None) -> None:
+    """Read the ids in an address as `canonical_uuid`: however they are written, they name the same."""
+    for name in ("job_id", "execution_id"):
+        if values and name in values:
+            values[name] = canonical_uuid(values[name]) or values[name]
 
 
 def check_task_id(task_id: str) -> str:

@@ -8,7 +8,7 @@ from datetime import datetime
 from fastlane_core.durations import parse_duration
 from fastlane_core.errors import InvalidInput
 
-#: Furthest that a start may be ahead: ten years, in seconds.
+#: Furthest that a start or an end may be ahead: ten years, in seconds.
 _FURTHEST = 3653 * 86_400.0
 #: The end of the year 9999; a later moment is most likely one in milliseconds.
 _LAST_MOMENT = 253_402_300_799.0
@@ -43,7 +43,10 @@ def expiration_moment(at: float | str | None, after: str | None, *, now: float) 
     """When a job expires; None for never. Raises InvalidInput naming `expiration` or `expiresIn`."""
     if at is not None and after is not None:
         raise InvalidInput("expiresIn", "there is an expiration as well: expected one of the two at most")
-    return _moment("expiration", at, "expiresIn", after, now=now)
+    end = _moment("expiration", at, "expiresIn", after, now=now)
+    if end is not None and end > now + _FURTHEST:
+        raise InvalidInput("expiration" if after is None else "expiresIn", "is more than ten years ahead")
+    return end
 
 
 def moment(field: str, value: float | str) -> float:

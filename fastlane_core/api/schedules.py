@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import cast
@@ -43,7 +44,7 @@ async def get_schedule(task_id: str, job_id: str) -> Response:
     job = await find_job(context, task_id, job_id)
     if job.schedule is None:
         raise NotFound(f"job {job_id} of task {task_id} has no schedule")
-    return _schedule_answer(context, job, _wanted())
+    return await _schedule_answer(context, job, _wanted())
 
 
 @blueprint.post(_JOB + "/pause/")
@@ -69,7 +70,7 @@ async def preview_schedule() -> Response:
         return json_answer({"schedule": None, "next": [_tick(now if start_at is None else start_at, "UTC")]})
     spec = RunSpec(image="", command="", timeout=0.0)
     job = begun(Job(id="", task_id="", spec=spec, created_at=now, modified_at=now, schedule=schedule), now=now)
-    return json_answer({"schedule": schedule_shape(job), "next": _next(job, count, now=now)})
+    return json_answer({"schedule": schedule_shape(job), "next": await _next(job, count, now=now)})
 
 
 async def _changed(task_id: str, job_id: str, step: Callable[..., Job]) -> Response:
@@ -83,29 +84,31 @@ async def _changed(task_id: str, job_id: str, step: Callable[..., Job]) -> Respo
         now = context.clock()
         changed = step(job, now=now)
         if changed is job:
-            return _schedule_answer(context, job, 1)
+            return await _schedule_answer(context, job, 1)
         try:
-            return _schedule_answer(context, await context.storage.put_job(changed), 1)
+            return await _schedule_answer(context, await context.storage.put_job(changed), 1)
         except RevisionConflict:
             continue
     raise RevisionConflict(f"job {job_id} kept changing: gave up after {_TRIES} tries")
 
 
-def _schedule_answer(context: ApiContext, job: Job, count: int) -> Response:
+async def _schedule_answer(context: ApiContext, job: Job, count: int) -> Response:
     links = request_links(context)
     return json_answer(
         {
             "task": task_link(job.task_id, links),
             "job": job_link(job.task_id, job.id, links),
             "schedule": schedule_shape(job),
-            "next": _next(job, count, now=context.clock()),
+            "next": await _next(job, count, now=context.clock()),
         }
     )
 
 
-def _next(job: Job, count: int, *, now: float) -> Sequence[Json]:
+async def _next(job: Job, count: int, *, now: float) -> Sequence[Json]:
     timezone = job.schedule.timezone if job.schedule else "UTC"
-    return [_tick(at, timezone) for at in upcoming(job, count=count, now=now)]
+    # Ticks that come rarely take a while to find.
+    found = await asyncio.to_thread(upcoming, job, count=count, now=now)
+    return [_tick(at, timezone) for at in found]
 
 
 def _tick(at: float, timezone: str) -> dict[str, Json]:

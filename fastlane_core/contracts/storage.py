@@ -237,7 +237,7 @@ class Storage(ABC):
     async def list_unfinished_of_job(
         self, job_id: str, *, task_id: str, cursor: str | None, limit: int
     ) -> Page[Execution]:
-        """Executions of a job that have not ended, in a stable order; as fast for any number that have."""
+        """Executions of a job that have not ended, oldest first; as fast for any number that have."""
 
     @abstractmethod
     async def list_failures(self, wanted: FailureFilter, *, cursor: str | None, limit: int) -> Page[Execution]:

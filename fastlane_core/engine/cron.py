@@ -24,6 +24,8 @@ from croniter import CroniterError, croniter
 from fastlane_core.errors import InvalidInput
 
 _DAY = timedelta(days=1)
+#: How far ahead ticks are looked for.
+_HORIZON = timedelta(days=50 * 366)
 _LONGEST = 200
 _EXPECTED = "expected five fields (minute, hour, day of month, month, day of week) or a name such as @hourly"
 _NAMES = {
@@ -79,12 +81,13 @@ class Cron:
         return takewhile(lambda tick: tick <= until, self.all_after(after))
 
     def all_after(self, moment: float) -> Iterator[float]:
-        """The ticks after a moment, in order, for as long as any come."""
+        """The ticks in the fifty years after a moment, in order."""
         zone = self._zone
-        day = self._next_day(datetime.fromtimestamp(moment, zone).date() - _DAY)
+        before = datetime.fromtimestamp(moment, zone).date() - _DAY
+        day, last = self._next_day(before), before + _HORIZON
         # Ticks of a day on which the clock is moved may come after some of the next day's.
         held: list[float] = []
-        while day is not None:
+        while day is not None and day <= last:
             midnight, next_day = datetime.combine(day, time(), zone), day + _DAY
             if not held and _is_plain(midnight, datetime.combine(next_day, time(), zone)):
                 start = midnight.timestamp()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -11,7 +12,7 @@ import structlog
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage, Submission
 from fastlane_core.engine.lifecycle import asked_again, brought_forward, looked_at
-from fastlane_core.engine.records import change_execution
+from fastlane_core.engine.records import Fenced, change_execution
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import enqueue
@@ -105,12 +106,14 @@ class Retrying:
                 )
             except RevisionConflict:
                 continue
-            await change_execution(
-                self._storage,
-                last,
-                lambda current: looked_at(current, Failure.REPLAYED, now=self._clock()),
-                fence=None,
-            )
+            with suppress(Fenced):
+                # Unless it was removed by retention meanwhile.
+                await change_execution(
+                    self._storage,
+                    last,
+                    lambda current: looked_at(current, Failure.REPLAYED, now=self._clock()),
+                    fence=None,
+                )
             if submitted.execution is not None and self._waits_for_its_time(submitted.execution):
                 # Its retry was made by itself just now, for later.
                 return await self._bring_forward(submitted.execution)

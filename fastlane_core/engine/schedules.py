@@ -48,9 +48,9 @@ def begun(job: Job, *, now: float) -> Job:
 
 
 def paused(job: Job, *, now: float) -> Job:
-    """The job, firing nothing until `resumed`; one that is paused already is given back."""
+    """The job, firing nothing until `resumed`; one that is paused already, or has ended, is given back."""
     schedule = job.schedule
-    if schedule is None or schedule.paused_at is not None:
+    if schedule is None or schedule.paused_at is not None or schedule.next_tick_at is None:
         return job
     return _due(replace(job, schedule=replace(schedule, paused_at=now, next_tick_at=None)))
 
@@ -61,6 +61,14 @@ def resumed(job: Job, *, now: float) -> Job:
     if schedule is None or schedule.paused_at is None:
         return job
     return begun(replace(job, schedule=replace(schedule, paused_at=None)), now=now)
+
+
+def stopped_for_good(job: Job, *, now: float) -> Job:
+    """The job as one that was asked to stop: its schedule has ended, also should the job be run again."""
+    schedule = job.schedule
+    if schedule is not None:
+        schedule = replace(schedule, next_tick_at=None, paused_at=None)
+    return replace(job, stop_requested_at=now, schedule=schedule, due_at=None)
 
 
 def is_active(job: Job) -> bool:
@@ -106,7 +114,8 @@ def due_ticks(job: Job, *, now: float) -> Firing:
     return Firing(
         job=job,
         ticks=(*made_up, *in_time),
-        last=max([*newest, *in_time]),
+        # None is left where the rules of the zone have changed: then the next one is reckoned from what was stored.
+        last=max([*newest, *in_time], default=first),
         skipped=skipped,
         last_skipped_at=newest[-1 - len(made_up)] if skipped else None,
         last_skipped_why=_MISSED if skipped else None,

@@ -23,7 +23,6 @@ from fastlane_core.engine.schedules import (
     Firing,
     advanced,
     due_ticks,
-    execution_id,
     execution_of,
     refused,
     with_overlap,
@@ -149,8 +148,8 @@ class Scheduler:
     async def _end_replaced(self, firing: Firing) -> None:
         schedule = firing.job.schedule
         if firing.ticks and schedule is not None and schedule.overlap is Overlap.REPLACE:
-            new = frozenset(execution_id(firing.job, tick) for tick in firing.ticks)
-            await self._stopping.stop_unfinished(firing.job, but=new)
+            # Not of later ticks: another worker may have fired those since this one looked.
+            await self._stopping.stop_unfinished(firing.job, before_tick=min(firing.ticks))
 
     async def _advanced(self, firings: Sequence[Firing]) -> Sequence[Job]:
         jobs = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
@@ -13,6 +13,7 @@ from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.engine.lifecycle import next_attempt, stop_requested, superseded
 from fastlane_core.engine.records import change_execution
+from fastlane_core.engine.schedules import stopped_for_good
 from fastlane_core.engine.topics import execution_topic, worker_topic
 from fastlane_core.errors import NotFound, QueueUnavailable, RevisionConflict
 from fastlane_core.models import Execution, Job
@@ -35,16 +36,44 @@ class Stopping:
         self._storage = storage
         self._queue = queue
         self._clock = clock
+        #: What goes on ending after its answer.
+        self._going_on: set[asyncio.Task[None]] = set()
 
-    async def stop_job(self, task_id: str, job_id: str) -> Job:
-        """End what the job runs or waits for, its retries and its schedule. Raises NotFound, StorageUnavailable."""
+    async def stop_job(self, task_id: str, job_id: str, *, within: float | None = None) -> Job:
+        """End what the job runs or waits for, its retries and its schedule. Raises NotFound, StorageUnavailable.
+
+        What is not ended `within` so many seconds is ended after this has returned, or, should this process die
+        meanwhile, by whoever claims it: the job says that it was stopped.
+        """
         job = await self._mark_job(task_id, job_id)
-        await self.stop_unfinished(job)
+        # The oldest come first, and with them the one that was made with the job, which does not ask for its job.
+        cursor = await self._end_page(job, _any, stop_requested, None)
+        if cursor is None:
+            return job
+        ending = asyncio.create_task(self._end_unfinished(job, _any, stop_requested, cursor))
+        self._going_on.add(ending)
+        ending.add_done_callback(self._is_over)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await asyncio.shield(ending)
         return job
 
-    async def stop_unfinished(self, job: Job, *, but: Collection[str] = ()) -> None:
-        """End what the job runs or waits for, `but` those ids, and not its schedule. Raises StorageUnavailable."""
-        await self._end_unfinished(job, lambda each: each.id not in but, stop_requested)
+    def _is_over(self, ending: asyncio.Task[None]) -> None:
+        self._going_on.discard(ending)
+        if not ending.cancelled() and (error := ending.exception()) is not None:
+            log.warning("not all executions of a stopped job could be told; they end when claimed", error=str(error))
+
+    async def stop_unfinished(self, job: Job, *, but: Collection[str] = (), before_tick: float | None = None) -> None:
+        """End what the job runs or waits for, and not its schedule. Raises StorageUnavailable.
+
+        Spares those ids, and the executions of `before_tick` and of later ticks.
+        """
+
+        def wanted(execution: Execution) -> bool:
+            is_earlier = before_tick is None or execution.tick is None or execution.tick < before_tick
+            return is_earlier and execution.id not in but
+
+        await self._end_unfinished(job, wanted, stop_requested)
 
     async def supersede(self, job: Job) -> None:
         """End what has not begun of the requests before the job's present one. Raises StorageUnavailable."""
@@ -83,18 +112,23 @@ class Stopping:
             if job.stop_requested_at is not None:
                 return job
             try:
-                return await self._storage.put_job(replace(job, stop_requested_at=self._clock(), due_at=None))
+                return await self._storage.put_job(stopped_for_good(job, now=self._clock()))
             except RevisionConflict:
                 continue
 
-    async def _end_unfinished(self, job: Job, wanted: Callable[[Execution], bool], step: Step) -> None:
-        cursor: str | None = None
-        while True:
-            page = await self._storage.list_unfinished_of_job(job.id, task_id=job.task_id, cursor=cursor, limit=_PAGE)
-            await asyncio.gather(*(self._end(each, step) for each in page.items if wanted(each)))
-            cursor = page.cursor
-            if cursor is None:
-                return
+    async def _end_unfinished(
+        self, job: Job, wanted: Callable[[Execution], bool], step: Step, cursor: str | None = None
+    ) -> None:
+        while (cursor := await self._end_page(job, wanted, step, cursor)) is not None:
+            pass
+
+    async def _end_page(
+        self, job: Job, wanted: Callable[[Execution], bool], step: Step, cursor: str | None
+    ) -> str | None:
+        """The cursor of the next page."""
+        page = await self._storage.list_unfinished_of_job(job.id, task_id=job.task_id, cursor=cursor, limit=_PAGE)
+        await asyncio.gather(*(self._end(each, step) for each in page.items if wanted(each)))
+        return page.cursor
 
     async def _end(self, execution: Execution, step: Step) -> Execution:
         now = self._clock()
@@ -110,3 +144,7 @@ class Stopping:
             # The record tells: whoever claims it next sees the request.
             log.warning("the queue could not be told of a stop", execution=changed.id, error=str(error))
         return changed
+
+
+def _any(execution: Execution) -> bool:
+    return True

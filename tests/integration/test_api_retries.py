@@ -119,6 +119,19 @@ async def test_an_id_that_is_no_uuid_is_refused_and_nothing_stored(api: Api) -> 
     assert await api.storage.count_tasks() == 0
 
 
+async def test_a_uuid_names_the_same_job_however_it_is_written(api: Api) -> None:
+    job_id = str(uuid.uuid4())
+    answer = (await put(api, job_id.upper())).json()
+    assert answer["jobId"] == job_id
+    for written in (job_id, job_id.upper(), job_id.replace("-", "")):
+        job = f"/tasks/t/jobs/{written}/"
+        found = await api.http.get(job)
+        assert (found.status_code, found.json()["job"]["executions"][0]["executionId"]) == (200, answer["executionId"])
+        execution = f"{job}executions/{answer['executionId'].replace('-', '').upper()}/"
+        assert (await api.http.get(execution)).json()["execution"]["executionId"] == answer["executionId"]
+        assert (await api.http.post(f"{job}stop/")).json()["jobId"] == job_id
+
+
 async def test_a_put_that_is_refused_leaves_the_job_as_it_was(api: Api) -> None:
     job_id = str(uuid.uuid4())
     first = (await put(api, job_id, command="first")).json()

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fastlane_core.engine.schedules import execution_id
-from tests.integration.api_harness import Api, running_api, unknown
+from fastlane_core.engine.schedules import execution_id, execution_of
+from tests.integration.api_harness import LANE, Api, running_api, unknown
 
 CRON = {"image": "ubuntu", "command": "make report", "cron": "30 2 * * *", "timezone": "Europe/Berlin"}
 
@@ -172,6 +172,34 @@ async def test_a_stopped_schedule_has_no_next_tick_and_cannot_be_paused(api: Api
     assert (await shown(api, answer))["job"]["scheduled"] is False
     assert (await api.http.post(answer["jobUrl"] + "pause")).status_code == 409
     assert (await api.http.post(answer["jobUrl"] + "resume")).status_code == 409
+
+
+async def test_a_stopped_schedule_stays_ended_when_its_job_is_run_again(api: Api) -> None:
+    answer = await submit(api)
+    job = await api.storage.get_job("reports", answer["jobId"])
+    assert job is not None
+    assert job.due_at is not None
+    ran = execution_of(job, job.due_at, lane=LANE, now=job.due_at)
+    await api.storage.add_executions([ran])
+    await api.http.post(answer["jobUrl"] + "stop/")
+
+    assert (await api.http.post(answer["jobUrl"] + "retry/?force=true")).status_code == 200
+
+    for step in ("", "pause/", "resume/"):
+        if step:
+            await api.http.post(answer["jobUrl"] + step)
+        assert (await shown(api, answer))["job"]["scheduled"] is False
+        assert (await shown(api, answer, "schedule"))["next"] == []
+        found = await api.storage.get_job("reports", answer["jobId"])
+        assert found is not None
+        assert found.due_at is None
+
+
+async def test_a_preview_ends_after_fifty_years_also_of_what_comes_rarely(api: Api) -> None:
+    for cron in ("0 0 * 2 5#5", "0 0 29 2 *"):
+        answer = await api.http.post("/schedule/preview?next=1000", json={"cron": cron})
+        assert answer.status_code == 200, answer.text
+        assert 1 <= len(answer.json()["next"]) <= 15
 
 
 async def test_what_has_no_schedule_is_told_so(api: Api) -> None:

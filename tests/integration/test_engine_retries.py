@@ -12,7 +12,7 @@ import pytest
 from fastlane_core.engine.replacing import JobReplacement, Precondition
 from fastlane_core.engine.retrying import Retrying, Selection
 from fastlane_core.engine.stopping import Stopping
-from fastlane_core.engine.submission import JobOrder, JobSubmission
+from fastlane_core.engine.submission import JobOrder, JobSubmission, queue_item
 from fastlane_core.errors import Conflict, InvalidInput, PreconditionFailed, PullFailed, RevisionConflict
 from fastlane_core.models import Execution, Failure, Job, Reason, RetryPolicy, RunOutcome, RunSpec, Status
 from tests.integration.engine_harness import QUICK, Deployment, deployment, until
@@ -238,6 +238,34 @@ async def test_every_execution_of_a_stopped_job_ends_however_many_newer_ones_hav
         await fastlane.storage.add_executions(newer)
         await fastlane.stop_job(execution)
         assert (await fastlane.ended(execution)).status is Status.STOPPED
+
+
+async def test_a_stop_answers_before_a_long_backlog_has_ended_and_all_of_it_ends(fastlane: Deployment) -> None:
+    execution = await fastlane.submit("hang")
+    waiting = [replace(execution, id=f"later {n}", tick=1000.0 + n, revision=0) for n in range(1500)]
+    await fastlane.storage.add_executions(waiting)
+    stopping_it = stopping(fastlane)
+
+    await stopping_it.stop_job(execution.task_id, execution.job_id, within=0.0)
+
+    left = await _unfinished(fastlane, execution)
+    assert left >= 1000
+    await until(lambda: _is_nothing_left(fastlane, execution))
+
+
+async def test_what_a_stop_had_not_come_to_when_its_process_died_ends_when_it_is_claimed(fastlane: Deployment) -> None:
+    other = await fastlane.submit("hang")
+    ticks = [replace(other, id=f"tick {n}", tick=1000.0 + n, revision=0) for n in range(300)]
+    await fastlane.storage.add_executions(ticks)
+    await fastlane.queue.put([queue_item(each, fastlane.routing()) for each in ticks])
+    await stopping(fastlane).stop_job(other.task_id, other.job_id, within=0.0)
+    for task in asyncio.all_tasks():
+        if "_end_unfinished" in repr(task):
+            task.cancel()
+    assert await _unfinished(fastlane, other) >= 100
+    async with fastlane.worker():
+        await until(lambda: _is_nothing_left(fastlane, other))
+    assert not fastlane.engine.starts
 
 
 async def test_stopping_an_execution_ends_what_tries_it_again_and_leaves_the_job(fastlane: Deployment) -> None:
@@ -526,3 +554,14 @@ async def _is(fastlane: Deployment, execution: Execution, status: Status) -> boo
 
 async def _waits_for(fastlane: Deployment, execution: Execution, why: str) -> bool:
     return (await fastlane.now(execution)).waiting_for == why
+
+
+async def _unfinished(fastlane: Deployment, execution: Execution) -> int:
+    page = await fastlane.storage.list_unfinished_of_job(
+        execution.job_id, task_id=execution.task_id, cursor=None, limit=5_000
+    )
+    return len(page.items)
+
+
+async def _is_nothing_left(fastlane: Deployment, execution: Execution) -> bool:
+    return await _unfinished(fastlane, execution) == 0

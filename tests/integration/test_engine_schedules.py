@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastlane_core.engine.faultpoints import FaultPoint
-from fastlane_core.engine.schedules import execution_id, paused
+from fastlane_core.engine.schedules import due_ticks, execution_id, paused
 from fastlane_core.engine.scheduling import Scheduler
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
@@ -158,6 +158,22 @@ async def test_replace_stops_the_earlier_execution(fastlane: Deployment) -> None
 
     earlier, later = await executions(fastlane, job)
     assert (earlier.status, earlier.reason, later.status) == (Status.STOPPED, Reason.STOPPED, Status.ENQUEUED)
+
+
+async def test_a_worker_that_was_held_up_in_the_middle_replaces_no_later_tick(fastlane: Deployment) -> None:
+    job = await scheduled(fastlane, "wait", overlap=Overlap.REPLACE)
+    looked = await stored(fastlane, job)
+    fastlane.clock.advance((looked.due_at or 0.0) + 0.5 - fastlane.clock())
+    held_up = scheduler(fastlane, "held up")
+    late = due_ticks(looked, now=fastlane.clock())
+    other = scheduler(fastlane, "other")
+    await other.fire(until=fastlane.clock())
+    await fire_at_tick(fastlane, job, other)
+
+    await held_up._end_replaced(late)
+
+    earlier, later = await executions(fastlane, job)
+    assert (earlier.status, later.status) == (Status.STOPPED, Status.ENQUEUED)
 
 
 @pytest.mark.parametrize("overlap", [Overlap.QUEUE, Overlap.REPLACE])

@@ -187,6 +187,16 @@ def test_ticks_during_a_pause_never_fire() -> None:
     assert resumed(again, now=NOW + 3700) is again
 
 
+def test_a_tick_that_is_none_any_more_leaves_the_next_one_as_the_zone_has_it_now() -> None:
+    job = a_job(cron="@hourly")
+    moved = replace(job, schedule=replace(state(job), next_tick_at=NOW + 10 * MINUTE))
+
+    firing = due_ticks(moved, now=NOW + 30 * MINUTE)
+
+    assert firing.ticks == ()
+    assert advanced(firing).due_at == NOW + 60 * MINUTE
+
+
 def test_a_stopped_job_fires_nothing() -> None:
     firing = due_ticks(replace(a_job(), stop_requested_at=NOW), now=NOW + 61)
 
