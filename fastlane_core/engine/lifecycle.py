@@ -47,6 +47,9 @@ class Retried(StrEnum):
 #: Endings that somebody may want to look at, unless another attempt follows.
 _FAILING = (Status.FAILED, Status.TIMEDOUT, Status.EXPIRED)
 
+#: Endings that a run does not come to by itself.
+_NOT_ITS_OWN = (Reason.ENGINE_LOST, Reason.DRAINED, Reason.RUN_LOST)
+
 #: What follows each ending, unless the job says for itself which reasons are tried again.
 RETRIED: Mapping[Reason, Retried] = {
     Reason.SUCCEEDED: Retried.NEVER,
@@ -168,6 +171,15 @@ def ended(execution: Execution, ending: Ending, *, now: float) -> Execution:
     )
 
 
+def cut_short(execution: Execution, ending: Ending) -> Ending:
+    """What an ending is called that came before the run was there, or in the place of its own: one that was asked to
+    stop is stopped by it, whatever it was."""
+    if execution.stop_requested_at is None or ending.status is Status.STOPPED:
+        return ending
+    message = f"Stopped on request. {ending.message or ''}".strip()
+    return replace(ending, status=Status.STOPPED, reason=Reason.STOPPED, message=message)
+
+
 def before_start(execution: Execution, *, now: float) -> Ending | None:
     """Why it must not be started any more, if so."""
     if execution.stop_requested_at is not None:
@@ -229,11 +241,14 @@ def judged(execution: Execution, outcome: RunOutcome, *, stopped: bool, timed_ou
 
     `stopped` and `timed_out` tell that this worker ended it for that. A worker that adopted the run after another had
     done so tells by the times: the run did not end before it was asked to, or took as long as it was allowed. They
-    also tell that a worker came too late to time out a run that had long ended by itself.
+    also tell that a worker came too late to time out a run that had long ended by itself. One that was asked to stop and
+    came to no end of its own was stopped in any case.
     """
     finished_at = outcome.finished_at
-    if not stopped and execution.stop_requested_at is not None and finished_at is not None:
-        stopped = finished_at >= execution.stop_requested_at
+    if not stopped and execution.stop_requested_at is not None:
+        stopped = outcome.reason in _NOT_ITS_OWN
+        if not stopped and finished_at is not None:
+            stopped = finished_at >= execution.stop_requested_at
     if outcome.started_at is not None and finished_at is not None:
         took = finished_at - outcome.started_at
         if took >= execution.spec.timeout:
@@ -291,6 +306,9 @@ def with_retry(
 ) -> Execution:
     """The ended execution, with the attempt that follows it decided in the same record."""
     if execution.reason is None or job is None or outdated(execution, job) is not None:
+        return execution
+    if execution.stop_requested_at is not None:
+        # Also where it had ended by itself before: who stops an execution wants no other one for it.
         return execution
     rule = retried(execution.reason, job.retry)
     if rule is Retried.NEVER or (rule is Retried.COUNTED and execution.retries_used >= job.retries):

@@ -16,11 +16,15 @@ class Fenced(FastlaneError):
     """Another worker has taken the execution over: this one must leave it alone."""
 
 
+class StopWanted(FastlaneError):
+    """Somebody wants the execution to end, and nothing of it runs yet."""
+
+
 async def confirm_start(storage: Storage, request: RunRequest) -> None:
     """Return if the run may be started: its execution has not ended, and is the asking worker's still.
 
     A run is removed from its engine only once its execution has ended. So a worker that was held up, and creates anew
-    what is gone, finds out here, as long as it asks after creating. Raises Fenced, StorageUnavailable.
+    what is gone, finds out here, as long as it asks after creating. Raises Fenced, StopWanted, StorageUnavailable.
     """
     stored = await storage.get_execution(request.execution_id)
     if stored is None:
@@ -29,6 +33,8 @@ async def confirm_start(storage: Storage, request: RunRequest) -> None:
         raise Fenced(f"execution {stored.id} has ended: {stored.status}")
     if stored.fence != request.fence:
         raise Fenced(f"execution {stored.id} was taken over by worker {stored.worker}")
+    if stored.stop_requested_at is not None:
+        raise StopWanted(f"execution {stored.id} was asked to stop before it was started")
 
 
 async def change_execution(

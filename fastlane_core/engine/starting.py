@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 
 import structlog
 
 from fastlane_core.contracts.queue import Lease
+from fastlane_core.contracts.runner import Runner
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.faultpoints import FaultPoint
 from fastlane_core.engine.lifecycle import (
@@ -27,7 +28,7 @@ from fastlane_core.engine.lifecycle import (
     waited_too_long,
 )
 from fastlane_core.engine.preparing import prepare
-from fastlane_core.engine.records import change_execution
+from fastlane_core.engine.records import StopWanted, change_execution
 from fastlane_core.errors import EngineUnavailable, FastlaneError, ImageNotFound, PullFailed, StartLost, StartRejected
 from fastlane_core.models import (
     Event,
@@ -196,13 +197,21 @@ class Starter:
         return execution
 
     async def _start(self, execution: Execution, request: RunRequest) -> RunHandle:
-        """Ask until the engine answers: it may have started the run and only its answer was lost."""
+        """Ask until the engine answers: it may have started the run and only its answer was lost.
+
+        Once a stop is wanted, nothing is started any more, and only what may be there is looked for.
+        """
         runner = self._context.routing.runner_for(execution)
         asked_at = execution.start_asked_at or self._context.clock()
         failures = 0
         while True:
             try:
+                if self._stop_wanted.is_set() and not await self._is_there(runner, request):
+                    # An earlier call that is late finds the stop, or the end, on record before it starts anything.
+                    raise _TooLate(STOPPED_BEFORE_START)
                 return await runner.start(request)
+            except StopWanted as error:
+                raise _TooLate(STOPPED_BEFORE_START) from error
             except StartLost as error:
                 raise _EngineLost(str(error)) from error
             except EngineUnavailable as error:
@@ -214,6 +223,18 @@ class Starter:
                 if failures == 1:
                     execution = await self._say_why(execution, f"its engine, which is out of reach: {error}")
                 await asyncio.sleep(self._context.options.trouble_backoff.delay(failures, floor=0.1))
+
+    async def _is_there(self, runner: Runner, request: RunRequest) -> bool:
+        """Whether its place has a run of it. Raises EngineUnavailable."""
+        owned = runner.list_owned(request.place)
+        try:
+            async for run in owned:
+                if run.execution_id == request.execution_id:
+                    return True
+            return False
+        finally:
+            if isinstance(owned, AsyncGenerator):
+                await owned.aclose()
 
     async def _say_why(self, execution: Execution, why: str) -> Execution:
         now = self._context.clock()

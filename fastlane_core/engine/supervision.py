@@ -18,7 +18,7 @@ from fastlane_core.engine.attempts import add_next_attempt
 from fastlane_core.engine.capture import LogCapture
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.faultpoints import FaultPoint
-from fastlane_core.engine.lifecycle import Ending, ended, judged, taken_over, with_retry
+from fastlane_core.engine.lifecycle import Ending, cut_short, ended, judged, taken_over, with_retry
 from fastlane_core.engine.mending import note_mending
 from fastlane_core.engine.records import Fenced, change_execution
 from fastlane_core.engine.starting import PutBack, Starter
@@ -286,7 +286,7 @@ class Supervision:
 
         def ending_of(current: Execution) -> Ending:
             if isinstance(outcome, Ending):
-                return outcome
+                return cut_short(current, outcome)
             return judged(current, outcome, stopped=stopped, timed_out=timed_out)
 
         job: Job | None = None

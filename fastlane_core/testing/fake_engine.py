@@ -37,6 +37,7 @@ class FakePull:
     def __init__(self) -> None:
         self._listeners: list[ProgressCallback] = []
         self._over = asyncio.Event()
+        self._error: RunnerError | None = None
 
     @property
     def waiting(self) -> int:
@@ -52,6 +53,11 @@ class FakePull:
         """Let them go on."""
         self._over.set()
 
+    def fail(self, error: RunnerError) -> None:
+        """Let it fail for all who wait."""
+        self._error = error
+        self._over.set()
+
     async def join(self, progress: ProgressCallback) -> None:
         """Wait for its end."""
         self._listeners.append(progress)
@@ -59,6 +65,8 @@ class FakePull:
             await self._over.wait()
         finally:
             self._listeners.remove(progress)
+        if self._error is not None:
+            raise self._error
 
 
 class FakeEngine:
