@@ -119,7 +119,21 @@ class RunnerError(FastlaneError):
 
 
 class EngineUnavailable(RunnerError):
-    """The engine could not be reached or did not answer in time. Retried without using up an attempt."""
+    """The engine could not be reached or did not answer in time. Retried without using up an attempt.
+
+    An engine that stays out of reach for `ENGINE_LOST_AFTER_SECONDS` is given up as lost. That is counted from the
+    first of those failures that no answer came between. Only the runner knows what a call met before it failed.
+    """
+
+    def __init__(self, message: str = "", *, had_answered: bool | None = None) -> None:
+        """`had_answered` tells whether the engine had answered the very call that failed.
+
+        True of a `wait` that was told that the run goes on, hours before the trouble came; False of one that met
+        nothing but silence. None says nothing: then only a call that took longer than the time after which engines are
+        lost counts as answered.
+        """
+        super().__init__(message)
+        self.had_answered = had_answered
 
 
 class ImageNotFound(RunnerError):

@@ -159,7 +159,8 @@ class Runner(ABC):
     async def wait(self, handle: RunHandle) -> RunOutcome:
         """Return when the run has ended; at once if it had already. May be cancelled and called again.
 
-        Raises EngineUnavailable, RunNotFound.
+        Raises EngineUnavailable, RunNotFound. `EngineUnavailable.had_answered` should tell whether the engine had said
+        within this call that the run goes on: short troubles, with good hours between, are no long one.
         """
 
     @abstractmethod

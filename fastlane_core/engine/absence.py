@@ -1,4 +1,4 @@
-"""Telling callers that the engine of what they run is out of reach, for as long as it is."""
+"""Engines that are out of reach: for how long they have been, and telling callers so."""
 
 from __future__ import annotations
 
@@ -8,11 +8,40 @@ from dataclasses import replace
 
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.records import Fenced, change_execution
-from fastlane_core.errors import StorageUnavailable
+from fastlane_core.errors import EngineUnavailable, StorageUnavailable
 from fastlane_core.models import Execution
 
 #: Seconds between looks whether the engine is back, and without trouble before that is believed.
 _LOOK_SECONDS, _QUIET_SECONDS = 1.0, 3.0
+
+
+class Outage:
+    """How long an engine has been out of reach for one who asks it again and again. Times are passed in."""
+
+    def __init__(self, lost_after: float) -> None:
+        """`lost_after` is in seconds."""
+        self._lost_after = lost_after
+        self._since = 0.0
+        #: In a row.
+        self.failures = 0
+
+    def goes_on(self, error: EngineUnavailable, *, asked_at: float, now: float) -> None:
+        """It was out of reach once more, for a call that was made at `asked_at`."""
+        had_answered = error.had_answered
+        if had_answered is None:
+            # A call that waits for nothing but an answer has a time-out, which is shorter than that.
+            had_answered = now - asked_at > self._lost_after
+        if self.failures == 0 or had_answered:
+            self._since, self.failures = now, 0
+        self.failures += 1
+
+    def lasts(self, now: float) -> float:
+        """Seconds since it went out of reach."""
+        return now - self._since
+
+    def is_lost(self, now: float) -> bool:
+        """Whether that is longer than it is waited for."""
+        return self.failures > 0 and self.lasts(now) > self._lost_after
 
 
 class AbsenceNote:

@@ -23,12 +23,11 @@ from fastlane_core.engine.mending import note_mending
 from fastlane_core.engine.records import Fenced, change_execution
 from fastlane_core.engine.starting import PutBack, Starter
 from fastlane_core.engine.topics import execution_topic
+from fastlane_core.engine.watching import RunWatch
 from fastlane_core.errors import (
     EngineUnavailable,
     LeaseLost,
-    LogConflict,
     QueueUnavailable,
-    RunNotFound,
     StorageUnavailable,
 )
 from fastlane_core.models import (
@@ -46,12 +45,12 @@ from fastlane_core.models import (
 
 log = structlog.get_logger(__name__)
 
-#: Unexpected errors in a row after which an execution is given up.
-_CRASHES = 3
+#: Unexpected errors in a row after which an execution is given up, and seconds without one that end a row.
+_CRASHES, _CALM_SECONDS = 3, 600.0
 #: Seconds in which the engine of an adopted run can say that it had ended, before it is stopped.
 _LATE_ADOPTION = 1.0
-#: Seconds without a new byte after which the rest of the log of an ended run is given up.
-_LOG_PATIENCE = 30.0
+#: What is told of a run whose log did not come to its end.
+_LOG_CUT_SHORT = "Its log stopped coming before its end: the end of its output may be missing."
 
 
 class Supervision:
@@ -75,6 +74,7 @@ class Supervision:
             task=self.lease.item.task_id, execution=self._execution_id, lane=self.lease.item.lane
         )
         troubles = crashes = 0
+        crashed_at = float("-inf")
         while True:
             try:
                 await self._carry()
@@ -89,9 +89,10 @@ class Supervision:
                 log.warning("trouble with a server; going on in a moment", error=str(error))
                 await asyncio.sleep(self._context.options.trouble_backoff.delay(troubles, floor=0.1))
             except Exception as error:
-                crashes += 1
-                log.exception("an execution's supervision crashed")
-                self._context.report(error, self._event(EventKind.LOOP_CRASHED, message=repr(error)))
+                now = self._context.clock()
+                crashes = 1 if now - crashed_at > _CALM_SECONDS else crashes + 1
+                crashed_at = now
+                self._report(error)
                 if crashes >= _CRASHES:
                     await self._give_up(error)
                     return
@@ -170,8 +171,9 @@ class Supervision:
         capture = LogCapture(self._storage, execution.id, limit=limit, on_stored=self._log_stored)
         deadline = execution.started_at + execution.spec.timeout
         absence = AbsenceNote(self._context, execution)
-        waiter = asyncio.create_task(self._outcome(execution, handle, absence))
-        follower = asyncio.create_task(self._follow(execution, handle, capture, begun_before))
+        run = self._watch_of(execution, handle)
+        waiter = asyncio.create_task(run.outcome(absence))
+        follower = asyncio.create_task(run.follow(capture, begun_before=begun_before))
         stop_wanted = asyncio.create_task(self.stop_wanted.wait())
         stopper: asyncio.Task[None] | None = None
         try:
@@ -184,87 +186,23 @@ class Supervision:
             timed_out = not self.stop_wanted.is_set() and not waiter.done()
             if stopped or timed_out:
                 log.info("stopping", because="it was asked to" if stopped else "its time-out has passed")
-                stopper = asyncio.create_task(self._stop_run(execution, handle))
+                stopper = asyncio.create_task(run.stop())
                 await _first_of(waiter, None, follower, timeout=None)
             outcome = waiter.result()
             self._context.reach(FaultPoint.RUN_ENDED)
-            if not _out_of_reach(outcome):
-                await self._drain(follower, capture)
+            is_whole = _out_of_reach(outcome) or await run.drain(follower, capture)
         finally:
             await _cancelled(waiter, follower, stop_wanted, stopper, absence.keeping)
         self._context.reach(FaultPoint.LOG_COMPLETE)
-        return await self._end(execution, outcome, capture=capture, stopped=stopped, timed_out=timed_out)
+        note = "" if is_whole else _LOG_CUT_SHORT
+        return await self._end(execution, outcome, capture=capture, stopped=stopped, timed_out=timed_out, note=note)
 
-    async def _outcome(self, execution: Execution, handle: RunHandle, absence: AbsenceNote) -> RunOutcome:
-        runner = self._context.routing.runner_for(execution)
-        lost_after = self._context.options.engine_lost_after_seconds
-        failures, trouble_since = 0, 0.0
-        while True:
-            asked_at = self._context.clock()
-            try:
-                return await runner.wait(handle)
-            except RunNotFound as error:
-                return RunOutcome(exit_code=None, reason=Reason.RUN_LOST, message=str(error))
-            except EngineUnavailable as error:
-                now = self._context.clock()
-                if failures == 0 or now - asked_at > lost_after / 2:
-                    failures, trouble_since = 0, now
-                failures += 1
-                self._engine_trouble(execution, error)
-                absence.engine_is_gone(str(error))
-                if now - trouble_since > lost_after:
-                    message = f"Its engine was out of reach for {now - trouble_since:.0f} s: {error}"
-                    return RunOutcome(exit_code=None, reason=Reason.ENGINE_LOST, message=message)
-                await asyncio.sleep(self._context.options.trouble_backoff.delay(failures, floor=0.1))
+    def _watch_of(self, execution: Execution, handle: RunHandle) -> RunWatch:
+        def trouble(error: EngineUnavailable) -> None:
+            log.warning("its engine is out of reach", place=execution.place, error=str(error))
+            self._context.emit(self._event(EventKind.ENGINE_TROUBLE, execution, message=str(error)))
 
-    async def _follow(self, execution: Execution, handle: RunHandle, capture: LogCapture, begun_before: bool) -> None:
-        runner = self._context.routing.runner_for(execution)
-        failures = 0
-        if begun_before:
-            await capture.resume()
-        while True:
-            try:
-                await capture.copy(runner.logs(handle, after=capture.position, follow=True))
-            except RunNotFound:
-                return
-            except LogConflict:
-                # Written by a worker that had lost its lease: true bytes all the same. Go on behind them.
-                await change_execution(self._storage, execution, lambda current: current, fence=execution.fence)
-                stored = await self._storage.get_execution(execution.id)
-                if stored is None or stored.fence != execution.fence:
-                    raise Fenced(f"execution {execution.id} was taken over") from None
-                await capture.resume()
-            except EngineUnavailable as error:
-                failures += 1
-                self._engine_trouble(execution, error)
-                await asyncio.sleep(self._context.options.trouble_backoff.delay(failures, floor=0.1))
-            else:
-                return
-
-    async def _drain(self, follower: asyncio.Task[None], capture: LogCapture) -> None:
-        """Wait for the rest of an ended run's log, as long as it keeps coming."""
-        while not follower.done():
-            seen = sum(capture.bytes.values())
-            await asyncio.wait({follower}, timeout=_LOG_PATIENCE)
-            if not follower.done() and sum(capture.bytes.values()) == seen:
-                log.warning("the rest of the log did not come; ended without it", seconds=_LOG_PATIENCE)
-                return
-        await follower
-
-    async def _stop_run(self, execution: Execution, handle: RunHandle) -> None:
-        runner = self._context.routing.runner_for(execution)
-        failures = 0
-        while True:
-            try:
-                await runner.stop(handle, self._context.options.stop_grace_seconds)
-            except RunNotFound:
-                return
-            except EngineUnavailable as error:
-                failures += 1
-                self._engine_trouble(execution, error)
-                await asyncio.sleep(self._context.options.trouble_backoff.delay(failures, floor=0.1))
-            else:
-                return
+        return RunWatch(self._context, execution, handle, trouble=trouble, crashed=self._report)
 
     async def _log_stored(self) -> None:
         await self._wake_readers()
@@ -280,8 +218,9 @@ class Supervision:
         capture: LogCapture | None = None,
         stopped: bool = False,
         timed_out: bool = False,
+        note: str = "",
     ) -> Execution:
-        """Write the one final status, with everything that follows from it."""
+        """Write the one final status, with everything that follows from it; `note` is added to its message."""
         now = self._context.clock()
 
         def ending_of(current: Execution) -> Ending:
@@ -297,7 +236,8 @@ class Supervision:
         def step(current: Execution) -> Execution:
             if current.status.is_final:
                 return current
-            final = ended(current, ending_of(current), now=now)
+            ending = ending_of(current)
+            final = ended(current, replace(ending, message=f"{ending.message or ''} {note}".strip() or None), now=now)
             if capture is not None:
                 final = replace(
                     final,
@@ -338,7 +278,7 @@ class Supervision:
             execution = await self._storage.get_execution(self._execution_id)
             if execution is not None:
                 if execution.handle is not None:
-                    await self._stop_run(execution, execution.handle)
+                    await self._stop_for_good(execution, execution.handle)
                 if not execution.status.is_final:
                     execution = await self._end(execution, ending)
                 await self._settle(execution)
@@ -346,6 +286,14 @@ class Supervision:
         except Exception:
             # Its lease runs out, and the next worker tries.
             log.exception("an execution could not even be given up")
+
+    async def _stop_for_good(self, execution: Execution, handle: RunHandle) -> None:
+        """Stop the run, or leave it to the reconciler, which finds it when its engine is back."""
+        try:
+            patience = self._context.options.engine_lost_after_seconds
+            await self._watch_of(execution, handle).stop(patience=patience)
+        except Exception as error:
+            log.warning("the run of an execution that is given up could not be stopped", error=str(error))
 
     # Tidings
 
@@ -361,9 +309,9 @@ class Supervision:
         renewal = await self._queue.renew([self.lease], self._context.options.lease_seconds)
         return self._execution_id not in renewal.lost
 
-    def _engine_trouble(self, execution: Execution, error: EngineUnavailable) -> None:
-        log.warning("its engine is out of reach", place=execution.place, error=str(error))
-        self._context.emit(self._event(EventKind.ENGINE_TROUBLE, execution, message=str(error)))
+    def _report(self, error: Exception) -> None:
+        log.error("an execution's supervision crashed", exc_info=error)
+        self._context.report(error, self._event(EventKind.LOOP_CRASHED, message=repr(error)))
 
     def _event(self, kind: EventKind, execution: Execution | None = None, message: str = "") -> Event:
         return Event(

@@ -180,10 +180,10 @@ class FakeEngine:
             await self._open_gate.wait()
         self.check()
 
-    def check(self) -> None:
+    def check(self, *, had_answered: bool = False) -> None:
         """Raise EngineUnavailable during an outage."""
         if self.is_down:
-            raise EngineUnavailable("the fake engine is down: a test says so")
+            raise EngineUnavailable("the fake engine is down: a test says so", had_answered=had_answered)
 
     async def pull(self, image: str, progress: ProgressCallback) -> None:
         """Return when the image is there. Raises ImageNotFound, and what `fail_next_pull` was told."""

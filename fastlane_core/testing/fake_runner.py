@@ -82,7 +82,7 @@ class FakeRunner(Runner):
             if run.outcome is not None:
                 return run.outcome
             await run.changed.wait()
-            self.engine.check()
+            self.engine.check(had_answered=True)
 
     async def stop(self, handle: RunHandle, grace: float) -> None:
         execution_id = self._execution_id(handle)

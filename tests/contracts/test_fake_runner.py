@@ -55,12 +55,14 @@ class TestFakeRunner(RunnerSuite):
         run = await runs.start(runner, "hang")
         waiting = asyncio.create_task(run.wait())
         following = asyncio.create_task(run.logs())
-        await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
 
         with engine.outage():
             for call in (waiting, following, run.wait(), run.stop(0), run.logs(), runner.finish(run.handle)):
-                with pytest.raises(EngineUnavailable):
+                with pytest.raises(EngineUnavailable) as raised:
                     await call
+                assert bool(raised.value.had_answered) is (call is waiting)
             with pytest.raises(EngineUnavailable):
                 await runner.start(run.request)
             assert (await runner.availability(run.request.lane)).places == {}

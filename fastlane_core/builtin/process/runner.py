@@ -226,11 +226,17 @@ class ProcessRunner(Runner):
 
     async def _until_ended(self, execution_id: str, *, refuse_start: bool = False) -> Ended:
         pause = _FIRST_TRY
+        it_runs = False
         while True:
-            state = await self._settle(execution_id, refuse_start)
+            try:
+                state = await self._settle(execution_id, refuse_start)
+            except EngineUnavailable as error:
+                error.had_answered = it_runs
+                raise
             if isinstance(state, Ended):
                 return state
             if state is not None:
+                it_runs = True
                 await until_gone(state.shim, state.shim_ticks)
             # Mostly once: the shim has ended, or is just being started.
             await asyncio.sleep(pause)

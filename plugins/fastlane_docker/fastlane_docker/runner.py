@@ -169,12 +169,21 @@ class DockerRunner(Runner):
         return handle
 
     async def wait(self, handle: RunHandle) -> RunOutcome:
+        seen_running = asyncio.Event()
+        try:
+            return await self._wait(handle, seen_running)
+        except EngineUnavailable as error:
+            error.had_answered = seen_running.is_set()
+            raise
+
+    async def _wait(self, handle: RunHandle, seen_running: asyncio.Event) -> RunOutcome:
         engine, container = self._located(handle)
         watcher = self._pool.watcher(engine.address.key)
         drained = False
         async with watcher.woken_for(container) as wake:
             if self._was_just_started(container, engine) and not watcher.has_heard_of_its_end(container):
                 # It runs, or ends in a moment. An end that is not heard is found by the watcher's list of what runs.
+                seen_running.set()
                 await wake.wait()
                 if engine.trouble:
                     raise EngineUnavailable(engine.trouble)
@@ -194,6 +203,7 @@ class DockerRunner(Runner):
                     drained = True
                     await self._stop(handle, _DRAIN_GRACE_SECONDS)
                     continue
+                seen_running.set()
                 await wake.wait()
                 if engine.trouble:
                     raise EngineUnavailable(engine.trouble)

@@ -131,8 +131,11 @@ async def test_whoever_waits_hears_that_the_engine_hangs(build_runner: Build, pr
     await run.until_ready()
     proxy.hang()
 
-    with pytest.raises(EngineUnavailable):
+    with pytest.raises(EngineUnavailable) as first:
         await asyncio.wait_for(waiting, DEADLINE)
+    with pytest.raises(EngineUnavailable) as second:
+        await run.wait()
+    assert (first.value.had_answered, second.value.had_answered) == (True, False)
 
     proxy.pass_on()
     await run.stop(0, by=await opened(build_runner(proxy.url)))
