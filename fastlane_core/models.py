@@ -235,6 +235,8 @@ class RunHandle:
     #: Version of the format of `data`.
     version: int
     data: JsonObject
+    #: When the run began, told by a `start` that found it rather than made it; its time-out counts from then.
+    started_at: float | None = None
 
 
 class DeliveryState(StrEnum):

@@ -149,7 +149,8 @@ class Runner(ABC):
 
         Idempotent on the execution id: called again, by any process, it returns the handle of the same run, be that
         running or ended, and starts one that was created but never started. It does so even if what the caller saw
-        of an earlier call was an error.
+        of an earlier call was an error. The handle of a run that had begun before tells when (`started_at`, by the
+        engine's clock: core takes it for a time between its own first question and the answer).
 
         Raises ImageNotFound, PullFailed, StartRejected, StartLost; EngineUnavailable (then whether the run exists is
         unknown, and the same is asked again).

@@ -117,9 +117,13 @@ def put_back(execution: Execution, *, why: str, now: float) -> Execution:
 
 
 def started(execution: Execution, *, handle: RunHandle, now: float) -> Execution:
-    """The runner answered with a handle."""
+    """The runner answered with a handle. The run may have begun earlier, where an answer, or a worker, was lost."""
     moved = _moved(execution, Status.RUNNING, now)
-    return replace(moved, handle=handle, started_at=now, waiting_for=None)
+    began = now if handle.started_at is None else min(now, handle.started_at)
+    if execution.start_asked_at is not None:
+        # The engine's clock may be late, and the run's time is not over before it could begin.
+        began = max(began, min(now, execution.start_asked_at))
+    return replace(moved, handle=handle, started_at=began, waiting_for=None)
 
 
 def stop_requested(execution: Execution, *, now: float) -> Execution:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from fastlane_core.contracts.runner import (
     Availability,
@@ -71,8 +72,10 @@ class FakeRunner(Runner):
     async def start(self, request: RunRequest) -> RunHandle:
         await self.engine.reach()
         self._started.add(request.execution_id)
+        found = self.engine.runs.get(request.execution_id)
         self.engine.start(request)
-        return self._handle(request.execution_id)
+        handle = self._handle(request.execution_id)
+        return handle if found is None else replace(handle, started_at=found.created_at)
 
     async def wait(self, handle: RunHandle) -> RunOutcome:
         execution_id = self._execution_id(handle)

@@ -166,6 +166,7 @@ class RunnerSuite(RunnerOutputTests):
         assert list(await runs.owned(second, run.request.place)) == [run.request.execution_id]
         await again.stop(30)
         assert await run.wait() == await again.wait()
+        assert again.handle.started_at == (await run.wait()).started_at
         assert await run.written() == await again.written() == Written(stdout=b"ready\n", stderr=b"")
 
     async def test_starting_an_ended_run_does_not_run_it_again(
@@ -177,6 +178,7 @@ class RunnerSuite(RunnerOutputTests):
 
         again = await runs.start_request(second, run.request)
 
+        assert again.handle.started_at is not None
         assert await again.wait() == outcome
         assert (await again.written()).stdout == b"once\n"
         assert not (await runs.owned(second, run.request.place))[run.request.execution_id].running

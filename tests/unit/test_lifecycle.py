@@ -70,6 +70,22 @@ def test_an_execution_put_back_says_why_and_waits_for_any_place() -> None:
     assert (waiting.status, waiting.place, waiting.waiting_for) == (Status.ENQUEUED, None, "a is down")
 
 
+@pytest.mark.parametrize(
+    ("told", "began"),
+    [
+        (None, 20.0),
+        (15.0, 15.0),
+        # By a clock that is late, or early.
+        (5.0, 10.0),
+        (25.0, 20.0),
+    ],
+)
+def test_a_run_counts_as_begun_when_its_engine_says_within_what_is_possible(told: float | None, began: float) -> None:
+    asked = execution(Status.PULLING, start_asked_at=10.0)
+    found = lifecycle.started(asked, handle=replace(HANDLE, started_at=told), now=20.0)
+    assert (found.status, found.started_at) == (Status.RUNNING, began)
+
+
 def test_stopping_ends_a_waiting_execution_at_once_and_only_marks_a_running_one() -> None:
     assert lifecycle.stop_requested(execution(), now=5.0).status is Status.STOPPED
     running = lifecycle.stop_requested(execution(Status.RUNNING), now=5.0)

@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -115,12 +116,12 @@ class ProcessRunner(Runner):
             created_at=self._context.clock(),
         )
         try:
-            await self._in_thread(self._state.start, record, command)
+            began = await self._in_thread(self._state.start, record, command)
         except LaunchFailed as error:
             raise EngineUnavailable(f"the process of {_name(request.execution_id)} was not started: {error}") from error
         except Busy:
             raise EngineUnavailable(f"{_name(request.execution_id)} has been held by another worker for long") from None
-        return _handle(request.execution_id)
+        return replace(_handle(request.execution_id), started_at=began)
 
     async def wait(self, handle: RunHandle) -> RunOutcome:
         return outcome_of(await self._until_ended(_execution_id(handle)))

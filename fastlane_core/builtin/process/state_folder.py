@@ -74,18 +74,22 @@ class StateFolder:
         """The folder that the command runs in. Raises RunGone for what is no execution id."""
         return self.run(execution_id).path / shim.WORK_FOLDER
 
-    def start(self, record: RunRecord, command: shim.Launch) -> None:
-        """Start the command, unless it was started before. Raises Busy, LaunchFailed, OSError."""
+    def start(self, record: RunRecord, command: shim.Launch) -> float | None:
+        """Start the command, unless it was started before; when it was, as far as that is known.
+
+        Raises Busy, LaunchFailed, OSError.
+        """
         run = self.run(record.execution_id)
         deadline = time.monotonic() + 2 * START_TIME
         while time.monotonic() < deadline:
             if self._was_finished(record.execution_id):
-                return
+                return None
+            began = _began(run)
             if not run.path.is_dir():
                 RunFolder.create(run.path, record, aside=self._new_aside())
             try:
                 if self._start_if_free(run, record, command):
-                    return
+                    return began
             except RunGone:
                 # Finished between two looks.
                 continue
@@ -164,6 +168,12 @@ class StateFolder:
         for path in (*self._finished.iterdir(), *self._aside.iterdir()):
             if _is_older(path, now - REMEMBERED):
                 _remove(path)
+
+
+def _began(run: RunFolder) -> float | None:
+    """When the run's command was started; None if it was not."""
+    known = run.ended() or run.started()
+    return None if known is None else known.started_at
 
 
 def _is_older(path: Path, than: float) -> bool:

@@ -150,20 +150,20 @@ class DockerRunner(Runner):
             # From the thread, so that nothing comes between the answer and the start.
             asyncio.run_coroutine_threadsafe(confirmed(), loop).result(self._settings.docker_timeout_seconds)
 
-        def start(client: Client) -> str:
+        def start(client: Client) -> tuple[str, float | None]:
             return start_run(client, request, resolved, self._settings, confirm)
 
         try:
-            container = await engine.call("start", start)
+            container, began = await engine.call("start", start)
         except ImageNotFound:
             # Removed from the host since it was prepared: once more.
             await self._pool.puller(request.place).restore(
                 request.spec.image, resolved.pull_policy, platform=resolved.options.platform or ""
             )
-            container = await engine.call("start", start)
+            container, began = await engine.call("start", start)
         self._own.add(container)
         self._just_started.add(container)
-        handle = self._handle(engine, container, containers.name_of(request.execution_id))
+        handle = replace(self._handle(engine, container, containers.name_of(request.execution_id)), started_at=began)
         if resolved.options.stopGrace is not None:
             return replace(handle, data={**handle.data, "stopGrace": resolved.options.stopGrace})
         return handle

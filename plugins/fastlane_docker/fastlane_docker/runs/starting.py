@@ -36,8 +36,10 @@ _LOOK_SECONDS = 0.05
 
 def start_run(
     client: Client, request: RunRequest, resolved: Resolved, settings: DockerSettings, confirm: Callable[[], None]
-) -> str:
+) -> tuple[str, float | None]:
     """Create and start the container of a run, or find what an earlier call made of it; its id. Blocks.
+
+    Beside it, when it began, where it had begun before.
 
     A command that cannot be executed is no error: that is how the run ended, and the container's state tells.
     `confirm` raises when nothing must be started any more. What was created then stays, for the worker that has taken
@@ -51,11 +53,11 @@ def start_run(
             # `confirm` raises.
             if request.may_exist and (processed := _processed(client, request)) is not None:
                 client.remove_container(container, force=True, v=True)
-                return processed
+                return processed, None
         else:
             found = client.inspect_container(container)
             if not _needs_start(found["State"]):
-                return container
+                return container, containers.parse_time(str(found["State"]["StartedAt"]))
             _check_engine_lives_on(client, request, found)
         # By its name, not by its id: once it is processed, this worker comes too late to start it.
         name = containers.name_of(request.execution_id)
@@ -68,7 +70,7 @@ def start_run(
                 _judge(client, request, name, error)
             except NotFound:
                 continue
-        return container
+        return container, None
     raise EngineUnavailable(f"the container of execution {request.execution_id} keeps vanishing from {request.place}")
 
 

@@ -1,0 +1,67 @@
+"""How long a run may take, whoever looks after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastlane_core.engine.faultpoints import FaultPoint
+from fastlane_core.engine.supervision import Supervision
+from fastlane_core.errors import EngineUnavailable
+from fastlane_core.models import Execution, Status
+from tests.integration.engine_harness import QUICK, Deployment, deployment, until
+
+
+@pytest.fixture
+async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
+    async with deployment(tmp_path) as made:
+        yield made
+
+
+async def die_at(fastlane: Deployment, fatal: FaultPoint) -> None:
+    """Have a worker claim what waits and die at this point."""
+
+    def die(point: FaultPoint) -> None:
+        if point is fatal:
+            raise asyncio.CancelledError
+
+    claimed = await fastlane.claim("dead")
+    dying = Supervision(fastlane.context("dead", reach=die), claimed.lease)
+    await asyncio.gather(dying.run(), return_exceptions=True)
+    await fastlane.queue.hand_over([claimed.lease])
+
+
+@pytest.mark.parametrize("point", [FaultPoint.RECORDED_RUNNING, FaultPoint.STARTED])
+async def test_a_run_whose_time_was_over_while_nobody_looked_is_stopped_by_the_heir(
+    fastlane: Deployment, point: FaultPoint
+) -> None:
+    fastlane.engine.clock = fastlane.clock
+    execution = await fastlane.submit("hang", timeout=50.0)
+    await die_at(fastlane, point)
+    assert fastlane.engine.running == [execution.id]
+    fastlane.clock.advance(51)
+    async with fastlane.worker("heir"):
+        ended = await fastlane.ended(execution)
+    assert (ended.status, ended.exit_code, ended.worker) == (Status.TIMEDOUT, 143, "heir")
+    assert not fastlane.engine.running
+
+
+async def test_a_run_whose_start_was_not_answered_for_long_has_no_more_time_for_it(fastlane: Deployment) -> None:
+    fastlane.engine.clock = fastlane.clock
+    fastlane.engine.fail_next_start(EngineUnavailable("the answer was lost"), after_starting=True)
+    for _ in range(3):
+        fastlane.engine.fail_next_start(EngineUnavailable("host hangs"))
+    async with fastlane.worker(options=replace(QUICK, lease_seconds=1e6)):
+        execution = await fastlane.submit("hang", timeout=50.0)
+        await until(lambda: _is_waiting(fastlane, execution))
+        fastlane.clock.advance(51)
+        ended = await fastlane.ended(execution)
+    assert (ended.status, ended.exit_code) == (Status.TIMEDOUT, 143)
+
+
+async def _is_waiting(fastlane: Deployment, execution: Execution) -> bool:
+    return (await fastlane.now(execution)).waiting_for is not None
