@@ -150,6 +150,7 @@ def engine_options(settings: WorkerSettings) -> EngineOptions:
         max_running=settings.max_running,
         poll_seconds=settings.worker_sleep_time_ms / 1000,
         stop_grace_seconds=settings.stop_grace_seconds,
+        hard_timeout_seconds=settings.hard_execution_timeout_seconds,
         max_log_bytes=settings.max_log_bytes,
         reconcile_interval_seconds=settings.reconcile_interval_seconds,
         engine_lost_after_seconds=settings.engine_lost_after_seconds,

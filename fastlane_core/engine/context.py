@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -52,6 +53,8 @@ class EngineOptions:
     poll_seconds: float = 1.0
     #: Between asking a run to end and killing it.
     stop_grace_seconds: float = 10.0
+    #: Longest that a run may take now, whatever limit it was stored with.
+    hard_timeout_seconds: float = math.inf
     #: Output kept per execution, over both streams.
     max_log_bytes: int = 64 * 1024 * 1024
     reconcile_interval_seconds: float = 10.0

@@ -240,8 +240,8 @@ def outdated(execution: Execution, job: Job) -> Ending | None:
     return REPLACED_BEFORE_START if execution.generation != job.generation else None
 
 
-def judged(execution: Execution, outcome: RunOutcome, *, stopped: bool, timed_out: bool) -> Ending:
-    """The ending of a run with this outcome.
+def judged(execution: Execution, outcome: RunOutcome, *, timeout: float, stopped: bool, timed_out: bool) -> Ending:
+    """The ending of a run with this outcome that might take `timeout` seconds.
 
     `stopped` and `timed_out` tell that this worker ended it for that. A worker that adopted the run after another had
     done so tells by the times: the run did not end before it was asked to, or took as long as it was allowed. They
@@ -255,15 +255,15 @@ def judged(execution: Execution, outcome: RunOutcome, *, stopped: bool, timed_ou
             stopped = finished_at >= execution.stop_requested_at
     if outcome.started_at is not None and finished_at is not None:
         took = finished_at - outcome.started_at
-        if took >= execution.spec.timeout:
+        if took >= timeout:
             timed_out = True
-        elif outcome.reason is not Reason.SIGNAL and took < execution.spec.timeout - _CLOCKS_DIFFER:
+        elif outcome.reason is not Reason.SIGNAL and took < timeout - _CLOCKS_DIFFER:
             timed_out = False
     if stopped:
         status, reason, message = Status.STOPPED, Reason.STOPPED, "Stopped on request."
     elif timed_out:
         status, reason = Status.TIMEDOUT, Reason.TIMED_OUT
-        message = f"Stopped after its time-out of {execution.spec.timeout:g} s."
+        message = f"Stopped after its time-out of {timeout:g} s."
     elif outcome.exit_code == 0 and outcome.reason is Reason.SUCCEEDED:
         status, reason, message = Status.DONE, outcome.reason, outcome.message
     else:

@@ -169,7 +169,7 @@ class Supervision:
             raise RuntimeError(f"execution {execution.id} is {execution.status} without a run")
         limit = self._context.options.max_log_bytes
         capture = LogCapture(self._storage, execution.id, limit=limit, on_stored=self._log_stored)
-        deadline = execution.started_at + execution.spec.timeout
+        deadline = execution.started_at + self._timeout_of(execution)
         absence = AbsenceNote(self._context, execution)
         run = self._watch_of(execution, handle)
         waiter = asyncio.create_task(run.outcome(absence))
@@ -196,6 +196,10 @@ class Supervision:
         self._context.reach(FaultPoint.LOG_COMPLETE)
         note = "" if is_whole else _LOG_CUT_SHORT
         return await self._end(execution, outcome, capture=capture, stopped=stopped, timed_out=timed_out, note=note)
+
+    def _timeout_of(self, execution: Execution) -> float:
+        """Seconds that its run may take: the settings may have become stricter since it was asked for."""
+        return min(execution.spec.timeout, self._context.options.hard_timeout_seconds)
 
     def _watch_of(self, execution: Execution, handle: RunHandle) -> RunWatch:
         def trouble(error: EngineUnavailable) -> None:
@@ -226,7 +230,8 @@ class Supervision:
         def ending_of(current: Execution) -> Ending:
             if isinstance(outcome, Ending):
                 return cut_short(current, outcome)
-            return judged(current, outcome, stopped=stopped, timed_out=timed_out)
+            timeout = self._timeout_of(current)
+            return judged(current, outcome, timeout=timeout, stopped=stopped, timed_out=timed_out)
 
         job: Job | None = None
         if ending_of(execution).reason not in (Reason.SUCCEEDED, Reason.STOPPED):

@@ -96,7 +96,8 @@ class WorkerSettings(_Section):
     hard_execution_timeout_seconds: float = Field(
         default=1800.0,
         gt=0,
-        description="Longest time that an execution may run, in seconds; a job's own timeout can only be shorter.",
+        description="Longest time that an execution may run, in seconds; a job's own timeout can only be shorter. "
+        "Holds for what was stored before, too.",
     )
     queue_timeout_seconds: float | None = Field(
         default=None,

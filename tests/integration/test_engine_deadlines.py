@@ -63,5 +63,21 @@ async def test_a_run_whose_start_was_not_answered_for_long_has_no_more_time_for_
     assert (ended.status, ended.exit_code) == (Status.TIMEDOUT, 143)
 
 
+@pytest.mark.parametrize("ended_by_itself", [False, True])
+async def test_a_hard_limit_that_was_lowered_holds_for_what_was_stored_before(
+    fastlane: Deployment, ended_by_itself: bool
+) -> None:
+    fastlane.engine.clock = fastlane.clock
+    execution = await fastlane.submit("hang", timeout=600.0)
+    await die_at(fastlane, FaultPoint.RECORDED_RUNNING)
+    fastlane.clock.advance(51)
+    if ended_by_itself:
+        fastlane.engine.end(execution.id)
+    async with fastlane.worker("heir", options=replace(QUICK, hard_timeout_seconds=50.0)):
+        ended = await fastlane.ended(execution)
+    assert (ended.status, ended.exit_code) == (Status.TIMEDOUT, 0 if ended_by_itself else 143)
+    assert "50 s" in (ended.message or "")
+
+
 async def _is_waiting(fastlane: Deployment, execution: Execution) -> bool:
     return (await fastlane.now(execution)).waiting_for is not None

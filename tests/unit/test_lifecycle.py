@@ -133,7 +133,7 @@ def test_an_outcome_is_judged_by_what_happened(
     outcome: RunOutcome, changes: dict[str, object], stopped: bool, timed_out: bool, status: Status, reason: Reason
 ) -> None:
     running = execution(Status.RUNNING, handle=HANDLE, **changes)
-    judged = lifecycle.judged(running, outcome, stopped=stopped, timed_out=timed_out)
+    judged = lifecycle.judged(running, outcome, timeout=10.0, stopped=stopped, timed_out=timed_out)
     assert (judged.status, judged.reason, judged.exit_code) == (status, reason, outcome.exit_code)
 
 
