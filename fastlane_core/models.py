@@ -284,6 +284,8 @@ class Execution:
     attempt: int = 1
     #: Failed attempts before this one that count against the job's `retries`.
     retries_used: int = 0
+    #: Attempts in a row, right before this one, that lost their engine.
+    engines_lost: int = 0
     #: The execution that this one tries again.
     retry_of: str | None = None
     #: Whether it starts only when what its job was to stop before it has ended.

@@ -52,7 +52,7 @@ class RetryPayload(BaseModel):
         default=None,
         description="The reason codes that are tried again, in place of the usual ones, which are all but "
         "image_not_found, start_rejected, timed_out and internal_error. Trouble of an engine (engine_lost, drained) "
-        "always is, and uses up no retry.",
+        "always is, and uses up no retry; only a job that has lost eleven engines in a row is not tried again.",
     )
 
 

@@ -40,9 +40,12 @@ class Retried(StrEnum):
     NEVER = "never"
     #: As long as the job has retries left.
     COUNTED = "counted"
-    #: Always: the job was not at fault.
+    #: The job was not at fault. Always, but for one that loses `MOST_ENGINES_LOST` engines and yet another in a row.
     FREE = "free"
 
+
+#: Free attempts after engines that were lost, in a row: a job that harms engines must not go through all of them.
+MOST_ENGINES_LOST = 10
 
 #: Endings that somebody may want to look at, unless another attempt follows.
 _FAILING = (Status.FAILED, Status.TIMEDOUT, Status.EXPIRED)
@@ -317,6 +320,9 @@ def with_retry(
     rule = retried(execution.reason, job.retry)
     if rule is Retried.NEVER or (rule is Retried.COUNTED and execution.retries_used >= job.retries):
         return execution
+    if execution.reason is Reason.ENGINE_LOST and execution.engines_lost >= MOST_ENGINES_LOST:
+        told = f"It is not tried again: {execution.engines_lost + 1} attempts in a row have lost their engine."
+        return replace(execution, message=f"{execution.message or ''} {told}".strip())
     backoff = retry_backoff(job.retry, usual)
     delay = backoff.delay(execution.attempt, floor=backoff.first, chance=chance)
     return replace(execution, retry_id=retry_id(execution.id), retry_at=now + delay, owes_at=now, failure=None)
@@ -346,6 +352,7 @@ def next_attempt(execution: Execution, *, lane: str, now: float) -> Execution:
         job_concurrency=execution.job_concurrency,
         attempt=execution.attempt + 1,
         retries_used=_used_by_retry(execution),
+        engines_lost=execution.engines_lost + 1 if execution.reason is Reason.ENGINE_LOST else 0,
         retry_of=execution.id,
         generation=execution.generation,
         due_at=execution.retry_at,

@@ -190,6 +190,7 @@ def a_full_execution(job: Job, text: str) -> Execution:
         priority=9,
         attempt=2,
         retries_used=1,
+        engines_lost=2,
         retry_of=text,
         takes_over=True,
         generation=4,

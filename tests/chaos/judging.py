@@ -46,7 +46,8 @@ def _is_over(kind: Kind, attempts: Sequence[Any]) -> bool:
         return False
     last = attempts[-1]
     if last["reason"] in FREE:
-        return False
+        # Something follows, unless too many engines were lost in a row, which is then judged as any bad end.
+        return last["nextRetryAt"] is None
     counted = sum(each["reason"] not in FREE for each in attempts)
     return last["status"] != "failed" or counted > kind.retries
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from fastlane_core.app import engine_options
 from fastlane_core.engine.faultpoints import FaultPoint
 from fastlane_core.engine.supervision import Supervision
 from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import Execution, Status
+from fastlane_core.settings.core import WorkerSettings
 from tests.integration.engine_harness import QUICK, Deployment, deployment, until
 
 
@@ -77,6 +79,10 @@ async def test_a_hard_limit_that_was_lowered_holds_for_what_was_stored_before(
         ended = await fastlane.ended(execution)
     assert (ended.status, ended.exit_code) == (Status.TIMEDOUT, 0 if ended_by_itself else 143)
     assert "50 s" in (ended.message or "")
+
+
+def test_workers_get_the_hard_limit_of_the_settings() -> None:
+    assert engine_options(WorkerSettings(hard_execution_timeout_seconds=50.0)).hard_timeout_seconds == 50.0
 
 
 async def _is_waiting(fastlane: Deployment, execution: Execution) -> bool:

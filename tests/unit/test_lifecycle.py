@@ -10,7 +10,7 @@ import pytest
 from fastlane_core.engine import lifecycle
 from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.lifecycle import RETRIED, TRANSITIONS, Ending, IllegalTransition
-from fastlane_core.models import Execution, Job, Reason, RunHandle, RunOutcome, RunSpec, Status
+from fastlane_core.models import Execution, Failure, Job, Reason, RunHandle, RunOutcome, RunSpec, Status
 
 SPEC = RunSpec(image="busybox", command="true", timeout=10.0)
 HANDLE = RunHandle(runner="fake", version=1, data={})
@@ -154,6 +154,27 @@ def test_a_failure_is_tried_again_as_often_as_the_job_says() -> None:
 def test_engine_trouble_is_tried_again_without_using_up_retries() -> None:
     lost = lifecycle.with_retry(failed(Reason.ENGINE_LOST), job(retries=0), BACKOFF, now=50.0)
     assert lifecycle.next_attempt(lost, lane="fake:all", now=51.0).retries_used == 0
+
+
+def test_a_job_that_loses_engine_after_engine_is_given_up_in_the_end() -> None:
+    last = failed(Reason.ENGINE_LOST)
+    for number in range(1, 1 + lifecycle.MOST_ENGINES_LOST):
+        lost = lifecycle.with_retry(last, job(retries=0), BACKOFF, now=50.0)
+        again = lifecycle.next_attempt(lost, lane="fake:all", now=51.0)
+        assert (again.attempt, again.retries_used, again.engines_lost) == (1 + number, 0, number)
+        last = failed(Reason.ENGINE_LOST, attempt=again.attempt, engines_lost=again.engines_lost)
+    final = lifecycle.with_retry(last, job(retries=3), BACKOFF, now=60.0)
+    assert (final.retry_id, final.owes_at, final.failure) == (None, None, Failure.OPEN)
+    assert "11 attempts in a row" in (final.message or "")
+
+
+@pytest.mark.parametrize("reason", [Reason.EXIT_CODE, Reason.DRAINED])
+def test_only_engines_lost_in_a_row_count(reason: Reason) -> None:
+    ran = lifecycle.with_retry(failed(reason, engines_lost=9), job(retries=1), BACKOFF, now=50.0)
+    assert lifecycle.next_attempt(ran, lane="fake:all", now=51.0).engines_lost == 0
+    # Asked for by somebody: that begins anew.
+    given_up = failed(Reason.ENGINE_LOST, engines_lost=10)
+    assert lifecycle.asked_again(given_up, job(), lane="fake:all", now=51.0).engines_lost == 0
 
 
 def test_a_stopped_job_and_a_missing_image_are_not_tried_again() -> None:
