@@ -69,7 +69,7 @@ async def test_a_time_out_is_tried_again_where_the_job_says_so_also_when_it_ende
     policy = RetryPolicy(min_seconds=0.0, on=(Reason.TIMED_OUT,))
     async with fastlane.worker():
         # It has ended by itself when its time-out is noticed, and with success.
-        late = await fastlane.running(await fastlane.submit("hang", timeout=0.2, retries=1, retry=policy))
+        late = await fastlane.submit("hang", timeout=0.2, retries=1, retry=policy)
         first, second = await attempts(fastlane, late, 2)
         other = await fastlane.submit("exit 3", retries=1, retry=policy)
         await attempts(fastlane, other, 1)
