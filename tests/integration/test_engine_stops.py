@@ -173,4 +173,6 @@ async def _queue_is_empty(fastlane: Deployment) -> bool:
 
 
 async def _waits_for(fastlane: Deployment, execution: Execution, words: str) -> bool:
-    return words in ((await fastlane.now(execution)).waiting_for or "")
+    """Or runs already, where this machine is too slow to see it wait."""
+    stored = await fastlane.now(execution)
+    return words in (stored.waiting_for or "") or stored.status is Status.RUNNING
