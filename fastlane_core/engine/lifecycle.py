@@ -248,8 +248,8 @@ def judged(execution: Execution, outcome: RunOutcome, *, timeout: float, stopped
 
     `stopped` and `timed_out` tell that this worker ended it for that. A worker that adopted the run after another had
     done so tells by the times: the run did not end before it was asked to, or took as long as it was allowed. They
-    also tell that a worker came too late to time out a run that had long ended by itself. One that was asked to stop and
-    came to no end of its own was stopped in any case.
+    also tell that a worker came too late to time out a run that had long ended by itself. One that was asked to stop
+    and came to no end of its own was stopped in any case.
     """
     finished_at = outcome.finished_at
     if not stopped and execution.stop_requested_at is not None:
