@@ -286,7 +286,7 @@ async def _leftovers(application: Application, workers: Mapping[str, JsonObject]
 
     looks: list[Awaitable[Sequence[Misfit] | Finding]] = []
     for runner in application.routing.runners:
-        places = {place for lane in runner.lanes() for place in (await runner.availability(lane.name)).places}
+        places = {place for lane in runner.lanes() for place in (await runner.availability(lane.name)).reached}
         looks += [look(runner, place) for place in sorted(places)]
     answers = await asyncio.gather(*looks)
     for runner in application.routing.runners:

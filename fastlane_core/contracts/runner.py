@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastlane_core.errors import RunNotFound, Unsupported
@@ -40,6 +40,14 @@ class Availability:
     places: Mapping[str, int]
     #: Why something is missing, as a sentence; "" when nothing is.
     reason: str = ""
+    #: Places whose engines can be reached, also where they are offered to nothing new (blacklisted): runs that are
+    #: there are looked after, and what is left there is cleaned up. None means those of `places`.
+    reachable: Collection[str] | None = None
+
+    @property
+    def reached(self) -> frozenset[str]:
+        """The places whose engines can be reached."""
+        return frozenset(self.places if self.reachable is None else self.reachable)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +129,10 @@ class Runner(ABC):
         """Let go of connections and threads; runs go on where `capabilities.detached`."""
 
     async def availability(self, lane: str) -> Availability:
-        """What `lane` offers at the moment. Answers from what is known, at once; asks no engine."""
+        """What `lane` offers at the moment. Answers from what is known, at once; asks no engine.
+
+        A place that comes among the reachable ones is swept: what was given up while it was away is ended there.
+        """
         capacity = next(each.capacity for each in self.lanes() if each.name == lane)
         return Availability(places={self.name: capacity})
 

@@ -74,7 +74,7 @@ class AbsenceNote:
         if asyncio.get_running_loop().time() - self._trouble_at < _QUIET_SECONDS:
             return False
         runner = self._context.routing.runner_for(self._execution)
-        return self._execution.place in (await runner.availability(self._execution.lane)).places
+        return self._execution.place in (await runner.availability(self._execution.lane)).reached
 
     async def _write(self, note: str | None) -> None:
         now = self._context.clock()

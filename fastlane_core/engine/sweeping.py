@@ -49,12 +49,12 @@ class Sweeper:
                 log.warning("could not sweep a place that came back", error=str(error))
 
     def place_returned(self, lane: str, place: str) -> None:
-        """A place can be used again: runs that were given up as lost may be alive there, and it is swept at once."""
+        """A place can be reached again: runs that were given up as lost may be alive there, and it is swept at once."""
         if self._context.options.duties.monitor:
             self._returned.put_nowait((lane, place))
 
     async def sweep(self) -> None:
-        """Sweep every place that can be used, once. Raises StorageUnavailable."""
+        """Sweep every place that can be reached, once. Raises StorageUnavailable."""
         for runner in self._context.routing.runners:
             for place in await self._places(runner):
                 await self._try_to_sweep(runner, place)
@@ -67,7 +67,8 @@ class Sweeper:
     async def _places(self, runner: Runner) -> Sequence[str]:
         found: dict[str, None] = {}
         for lane in runner.lanes():
-            places = (await runner.availability(lane.name)).places
+            # Also those that are offered to nothing new: what is left there runs beside what took its place.
+            places = sorted((await runner.availability(lane.name)).reached)
             found.update(dict.fromkeys(self._context.trouble.usable(lane.name, places, now=self._context.clock())))
         return list(found)
 

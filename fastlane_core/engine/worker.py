@@ -148,12 +148,12 @@ class Worker:
     async def _report(self) -> None:
         """Tell the API processes what this worker is and sees; they have no engine in reach."""
         told: dict[str, Json] = {}
-        seen: Json = None
+        reached: Mapping[str, frozenset[str]] = {}
         told_at = float("-inf")
         while True:
-            lanes = await self._availability()
-            self._tell_of_returned_places(seen, lanes)
-            seen = lanes
+            before = reached
+            lanes, reached = await self._availability()
+            self._tell_of_returned_places(before, reached)
             state = self._state(lanes, await self._hosts())
             news = any(state[key] != told.get(key) for key in ("lanes", "hosts"))
             now = asyncio.get_running_loop().time()
@@ -163,17 +163,16 @@ class Worker:
                     told, told_at = state, now
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _tell_of_returned_places(self, before: Json, now: Json) -> None:
-        if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
-            return
-        for lane, each in now.items():
-            for place in _places(each) - _places(before.get(lane)):
+    def _tell_of_returned_places(self, before: Mapping[str, frozenset[str]], now: Mapping[str, frozenset[str]]) -> None:
+        for lane in now.keys() & before.keys():
+            for place in now[lane] - before[lane]:
                 self._sweeper.place_returned(lane, place)
 
-    async def _availability(self) -> dict[str, Json]:
-        """What each lane offers, as this worker sees it."""
+    async def _availability(self) -> tuple[dict[str, Json], dict[str, frozenset[str]]]:
+        """What each lane offers, and the places that can be reached in it, as this worker sees it."""
         context = self._context
         lanes: dict[str, Json] = {}
+        reached: dict[str, frozenset[str]] = {}
         for runner in context.routing.runners:
             for lane in runner.lanes():
                 availability = await runner.availability(lane.name)
@@ -183,7 +182,8 @@ class Worker:
                     "places": dict(availability.places),
                     "reason": reason,
                 }
-        return lanes
+                reached[lane.name] = availability.reached
+        return lanes, reached
 
     async def _hosts(self) -> list[Json]:
         hosts: list[Json] = []
@@ -205,11 +205,6 @@ class Worker:
             "leftOut": options.duties.left_out,
             "mended": {str(kind): count for kind, count in self._context.mended.items()},
         }
-
-
-def _places(lane: Json) -> frozenset[str]:
-    places = lane.get("places") if isinstance(lane, Mapping) else None
-    return frozenset(places) if isinstance(places, Mapping) else frozenset()
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

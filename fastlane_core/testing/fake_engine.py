@@ -102,6 +102,8 @@ class FakeEngine:
         self.starts: Counter[str] = Counter()
         #: Names that cannot be pulled.
         self.missing_images: set[str] = set()
+        #: Places that take nothing new; runs that are there go on.
+        self.cordoned: set[str] = set()
         self.is_down = False
         self._open_gate: asyncio.Event | None = None
         self._start_failures: list[tuple[RunnerError, bool]] = []

@@ -63,7 +63,9 @@ class FakeRunner(Runner):
     async def availability(self, lane: str) -> Availability:
         if self.engine.is_down:
             return Availability(places={}, reason="the fake engine is down")
-        return Availability(places=dict(self.engine.places))
+        places = self.engine.places
+        offered = {place: room for place, room in places.items() if place not in self.engine.cordoned}
+        return Availability(places=offered, reachable=list(places))
 
     async def prepare(self, request: RunRequest, progress: ProgressCallback) -> None:
         await self.engine.reach()

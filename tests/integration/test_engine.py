@@ -245,6 +245,19 @@ async def test_a_run_says_that_its_engine_is_away_for_as_long_as_it_is(fastlane:
         assert (await fastlane.ended(execution)).status is Status.DONE
 
 
+async def test_a_run_on_a_place_that_takes_nothing_new_says_no_more_that_its_engine_is_away(
+    fastlane: Deployment,
+) -> None:
+    async with fastlane.worker():
+        execution = await fastlane.running(await fastlane.submit("hang"))
+        with fastlane.engine.outage():
+            await until(lambda: _waiting_for(fastlane, execution))
+            fastlane.engine.cordoned.add("host")
+        await until(lambda: _says_nothing(fastlane, execution))
+        fastlane.engine.end(execution.id)
+        assert (await fastlane.ended(execution)).status is Status.DONE
+
+
 async def _waiting_for(fastlane: Deployment, execution: Execution) -> str | None:
     stored = await fastlane.storage.get_execution(execution.id)
     assert stored is not None
@@ -281,6 +294,26 @@ async def test_an_engine_that_stays_away_is_lost_and_its_run_is_cleaned_up_when_
         fastlane.engine.end(second.id)
         assert (await fastlane.ended(second)).status is Status.DONE
     assert fastlane.engine.starts == {execution.id: 1, second.id: 1}
+
+
+async def test_what_was_given_up_is_ended_when_its_engine_is_back_though_it_takes_nothing_new(
+    fastlane: Deployment,
+) -> None:
+    async with fastlane.worker(
+        options=replace(QUICK, engine_lost_after_seconds=0.1, reconcile_interval_seconds=3600.0)
+    ):
+        execution = await fastlane.running(await fastlane.submit("hang"))
+        with fastlane.engine.outage():
+            await fastlane.ended(execution)
+            await until(lambda: _serves_no_place(fastlane))
+            fastlane.engine.cordoned.add("host")
+            fastlane.engine.places["other"] = 50
+            fastlane.clock.advance(60)
+        await until(lambda: _count_attempts(fastlane, execution, 2))
+        (_, second) = await fastlane.attempts(execution)
+        assert (await fastlane.running(second)).place == "other"
+        await until(lambda: execution.id not in fastlane.engine.running)
+        assert second.id in fastlane.engine.running
 
 
 async def test_a_run_that_was_removed_by_hand_ends_as_lost(fastlane: Deployment) -> None:

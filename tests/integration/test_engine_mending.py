@@ -248,6 +248,18 @@ async def test_a_queue_is_rebuilt_while_a_leftover_takes_its_time_to_stop(fastla
         assert fastlane.engine.running == [execution.id]
 
 
+async def test_a_place_that_takes_nothing_new_is_swept_all_the_same(fastlane: Deployment) -> None:
+    async with fastlane.worker("first"):
+        execution = await fastlane.running(await fastlane.submit("hang"))
+    stored = await fastlane.now(execution)
+    await fastlane.storage.put_execution(replace(stored, status=Status.FAILED, reason=Reason.ENGINE_LOST))
+    fastlane.clock.advance(120)
+    fastlane.engine.cordoned.add("host")
+    async with fastlane.worker("second"):
+        await until(lambda: not fastlane.engine.running)
+        await until(lambda: bool(mendings(fastlane, Mending.LEFTOVER_RUN)))
+
+
 def mendings(fastlane: Deployment, kind: Mending) -> list[Event]:
     """What observers were told of mendings of one kind."""
     return [each for each in fastlane.events if each.kind is EventKind.EXECUTION_MENDED and each.mending is kind]

@@ -60,8 +60,10 @@ async def test_a_blacklisted_host_is_offered_no_more_at_once_and_by_no_worker(
     for runner in (one, other):
         assert await runner.rank(LANE, "busybox", {}) == ["b:2375"]
         assert list((await runner.availability(LANE)).places) == ["b:2375"]
+        assert (await runner.availability(LANE)).reached == {"a:2375", "b:2375"}
     await put_cordon(storage, "b:2375", Cordon(since=1.0))
     assert await one.rank(LANE, "busybox", {}) == []
+    assert (await one.availability(LANE)).reached == {"a:2375", "b:2375"}
     assert (await one.availability(LANE)).reason == "every host of farm 0 is blacklisted"
     health: Any = (await one.health())["hosts"]
     assert [(host["blacklisted"], host["available"], host["error"]) for host in health] == [
@@ -89,7 +91,9 @@ async def test_an_engine_that_refuses_opens_its_circuit_and_one_that_answers_clo
     proxy.refuse()
     await until("the circuit is open", lambda: circuit_is("open"))
     assert await runner.rank(LANE, "busybox", {}) == []
-    assert "the circuit of the Docker host" in (await runner.availability(LANE)).reason
+    availability = await runner.availability(LANE)
+    assert "the circuit of the Docker host" in availability.reason
+    assert not availability.reached
 
     proxy.pass_on()
 

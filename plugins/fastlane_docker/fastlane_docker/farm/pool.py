@@ -104,9 +104,11 @@ class Pool:
         """What the farm offers, as far as it is known here."""
         excuses = {host: self._excuse(host) for host in farm.hosts}
         places = {host: each.capacity for host, each in farm.hosts.items() if not excuses[host]}
+        reachable = [host for host in farm.hosts if not self._trouble(host)]
         if not places and all(host in self._cordons for host in farm.hosts):
-            return Availability(places={}, reason=f"every host of farm {farm.name} is blacklisted")
-        return Availability(places=places, reason="; ".join(filter(None, excuses.values())))
+            reason = f"every host of farm {farm.name} is blacklisted"
+            return Availability(places={}, reason=reason, reachable=reachable)
+        return Availability(places=places, reason="; ".join(filter(None, excuses.values())), reachable=reachable)
 
     async def offered(self, farm: Farm) -> Sequence[str]:
         """The hosts that a new run may be placed on, with cordons as they are this very moment."""
@@ -145,6 +147,10 @@ class Pool:
         """Why the host gets nothing new; "" if it may."""
         if host in self._cordons:
             return f"the Docker host {host} is blacklisted"
+        return self._trouble(host)
+
+    def _trouble(self, host: str) -> str:
+        """Why the host's engine is out of reach; "" if it answers."""
         found = self._circuits.of(host)
         if found is not None:
             return f"the circuit of the Docker host {host} is {found.circuit}: {found.why}"
