@@ -140,6 +140,13 @@ class Runner(ABC):
         """Places for a new run, best first. `loads` has the runs that each place holds now (absent means 0)."""
         return sorted((await self.availability(lane)).places, key=lambda place: loads.get(place, 0))
 
+    async def is_offered(self, lane: str, place: str) -> bool:
+        """Whether `place` may still be given a new run, with all that operators have said up to this moment.
+
+        Asked last before a start, as preparing may take minutes.
+        """
+        return place in (await self.availability(lane)).places
+
     def is_prepared(self, request: RunRequest) -> bool:
         """Whether `prepare` would have nothing to do, as far as is known; asks no engine.
 

@@ -86,6 +86,7 @@ class Starter:
             request = self._request(execution, may_exist=begun_before)
             if execution.start_asked_at is None:
                 await self._prepare(execution, request)
+                await self._check_place(execution)
                 execution = await self._ask_start(execution)
                 if execution.status.is_final:
                     return execution
@@ -127,8 +128,10 @@ class Starter:
 
     async def _place(self, execution: Execution) -> Execution:
         if execution.place is not None:
-            # Begun by another worker, or by this one before trouble: a run may be there, so it stays there.
+            # Begun by another worker, or by this one before trouble: a run may be there, or its image in part.
             await self._context.queue.assign(self._lease, [(execution.place, 1 << 30)])
+            if execution.start_asked_at is None:
+                await self._check_place(execution)
             return execution
         place = await self._choose_place(execution)
         now = self._context.clock()
@@ -158,6 +161,14 @@ class Starter:
             return await self._context.queue.assign(
                 self._lease, [(place, places[place]) for place in ranked if place in usable]
             )
+
+    async def _check_place(self, execution: Execution) -> None:
+        """Have another place chosen, while nothing can have been started, if its own takes nothing new any more."""
+        place = execution.place or ""
+        if self._context.routing.lane(execution.lane) is None:
+            await self._put_back(execution, "another lane, as no runner offers its own any more", 0.0)
+        if not await self._context.routing.runner_for(execution).is_offered(execution.lane, place):
+            await self._put_back(execution, f"another place, as {place} takes nothing new any more", 0.0)
 
     async def _prepare(self, execution: Execution, request: RunRequest) -> None:
         async def note(message: str) -> None:

@@ -105,6 +105,55 @@ async def test_a_registry_in_trouble_uses_up_a_retry_and_is_no_trouble_of_the_pl
     assert not [event for event in fastlane.events if event.kind is EventKind.ENGINE_TROUBLE]
 
 
+async def test_what_was_pulled_for_a_place_that_takes_nothing_new_by_then_runs_on_another(fastlane: Deployment) -> None:
+    async with fastlane.worker():
+        with fastlane.engine.pulling("big") as pull:
+            execution = await fastlane.submit("true", image="big")
+            await until(lambda: pull.waiting == 1)
+            assert (await fastlane.now(execution)).place == "host"
+            fastlane.engine.cordoned.add("host")
+            fastlane.engine.places["other"] = 50
+        ended = await fastlane.ended(execution)
+    assert (ended.status, ended.place) == (Status.DONE, "other")
+    assert fastlane.engine.starts == {execution.id: 1}
+    assert fastlane.engine.run(execution.id).request.place == "other"
+
+
+async def test_who_adopts_a_pull_on_a_place_that_takes_nothing_new_by_then_pulls_on_another(
+    fastlane: Deployment,
+) -> None:
+    with fastlane.engine.pulling("big") as pull:
+        async with fastlane.worker("first"):
+            execution = await fastlane.submit("true", image="big")
+            await until(lambda: pull.waiting == 1)
+        fastlane.engine.cordoned.add("host")
+        fastlane.engine.places["other"] = 50
+        async with fastlane.worker("second"):
+            await until(lambda: _pulls_on(fastlane, execution, "other"))
+            await until(lambda: pull.waiting == 1)
+            pull.end()
+            ended = await fastlane.ended(execution)
+    assert (ended.status, ended.place, ended.worker) == (Status.DONE, "other", "second")
+
+
+async def test_an_adopted_pull_of_a_lane_that_is_not_offered_any_more_moves_to_another(fastlane: Deployment) -> None:
+    with fastlane.engine.pulling("big") as pull:
+        async with fastlane.worker("first"):
+            execution = await fastlane.submit("true", image="big")
+            await until(lambda: pull.waiting == 1)
+        fastlane.lanes = {"fake:renamed": 5}
+        async with fastlane.worker("second"):
+            await until(lambda: pull.waiting == 1)
+            pull.end()
+            ended = await fastlane.ended(execution)
+    assert (ended.status, ended.lane) == (Status.DONE, "fake:renamed")
+
+
+async def _pulls_on(fastlane: Deployment, execution: Execution, place: str) -> bool:
+    stored = await fastlane.now(execution)
+    return (stored.status, stored.place) == (Status.PULLING, place)
+
+
 async def test_an_engine_that_goes_away_during_the_pull_uses_up_nothing(fastlane: Deployment) -> None:
     fastlane.engine.fail_next_pull(EngineUnavailable("the engine went away"))
     async with fastlane.worker():

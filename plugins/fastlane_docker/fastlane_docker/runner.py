@@ -119,6 +119,9 @@ class DockerRunner(Runner):
             places, key=lambda place: (loads.get(place, 0) / farm.hosts[place].weight, not pullers[place].has(image))
         )
 
+    async def is_offered(self, lane: str, place: str) -> bool:
+        return place in await self._pool.offered(self._farm(lane))
+
     async def health(self) -> JsonObject:
         return {"hosts": self._pool.health()}
 

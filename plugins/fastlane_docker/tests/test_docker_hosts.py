@@ -58,6 +58,8 @@ async def test_a_blacklisted_host_is_offered_no_more_at_once_and_by_no_worker(
     await put_cordon(storage, "a:2375", Cordon(since=1.0))
 
     for runner in (one, other):
+        offered = [await runner.is_offered(LANE, place) for place in ("a:2375", "b:2375")]
+        assert offered == [False, True]
         assert await runner.rank(LANE, "busybox", {}) == ["b:2375"]
         assert list((await runner.availability(LANE)).places) == ["b:2375"]
         assert (await runner.availability(LANE)).reached == {"a:2375", "b:2375"}
