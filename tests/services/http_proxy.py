@@ -1,4 +1,4 @@
-"""A proxy before an HTTP server that notes requests, and holds single ones or their answers back."""
+"""A proxy before an HTTP server that notes requests, holds single ones or their answers back, or answers itself."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class HttpProxy(TcpProxy):
         self._muted: re.Pattern[str] | None = None
         self._cut_off: re.Pattern[str] | None = None
         self._held: re.Pattern[str] | None = None
+        self._own_answers: dict[re.Pattern[str], bytes] = {}
         self._let_go = threading.Event()
         #: Whether answers to come say that the connection is closed behind them, as those of many proxies do.
         self.announces_close = False
@@ -38,6 +39,19 @@ class HttpProxy(TcpProxy):
         """Keep the next request that matches from the server until `let_go`."""
         self._held = re.compile(pattern)
 
+    def answer(self, pattern: str, status: int, body: str = "{}") -> None:
+        """Answer requests that match, in place of the server, with JSON."""
+        head = f"HTTP/1.1 {status} Said By The Proxy\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        self._own_answers[re.compile(pattern)] = f"{head}\r\n\r\n{body}".encode()
+
+    def swallow(self, pattern: str) -> None:
+        """Give requests that match no answer, in place of the server."""
+        self._own_answers[re.compile(pattern)] = b""
+
+    def behave(self) -> None:
+        """Leave it to the server again to answer."""
+        self._own_answers.clear()
+
     def let_go(self) -> None:
         """Pass on what is held."""
         self._let_go.set()
@@ -54,9 +68,10 @@ class HttpProxy(TcpProxy):
     def _filters(self) -> tuple[Filter, Filter]:
         request = ""
         is_in_body = False
+        own: bytes | None = None
 
         def asked(data: bytes) -> bytes:
-            nonlocal request, is_in_body
+            nonlocal request, is_in_body, own
             if found := _REQUEST.match(data):
                 request, is_in_body = f"{found[1].decode()} {found[2].decode()}", False
                 self.requests.append(request)
@@ -66,10 +81,17 @@ class HttpProxy(TcpProxy):
                     self._held = None
                     self.holding.set()
                     self._let_go.wait()
-            return data
+                answers = list(self._own_answers.items())
+                own = next((answer for pattern, answer in answers if pattern.search(request)), None)
+                if own:
+                    # Whatever the server answers is what the own answer goes in place of.
+                    return b"HEAD / HTTP/1.1\r\nHost: server\r\n\r\n"
+            return data if own is None else b""
 
         def answered(data: bytes) -> bytes:
             nonlocal is_in_body
+            if own is not None:
+                return own
             if self.announces_close and data.startswith(b"HTTP/1.1 "):
                 data = data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
             if self._muted is None or not self._muted.search(request):

@@ -18,6 +18,7 @@ from fastlane_core.testing.runner_driver import RunDriver
 from fastlane_docker.runner import DockerRunner
 from fastlane_docker.settings import DockerSettings
 from tests.services.fixtures import SharedEngine
+from tests.services.http_proxy import HttpProxy
 from tests.services.images import add_blob
 from tests.services.registry import Registry
 from tests.services.tcp_proxy import TcpProxy
@@ -120,4 +121,15 @@ def proxy(docker_engine: SharedEngine) -> Iterator[TcpProxy]:
         pytest.skip("the shared engine does not listen on TCP, so no proxy can stand before it")
     name, _, port = where.partition(":")
     with TcpProxy((name, int(port))) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def http_proxy(docker_engine: SharedEngine) -> Iterator[HttpProxy]:
+    """A proxy that counts and holds requests or answers them, in front of the shared engine."""
+    scheme, _, where = docker_engine.url.partition("://")
+    if scheme != "tcp":
+        pytest.skip("the shared engine does not listen on TCP, so no proxy can stand before it")
+    name, _, port = where.partition(":")
+    with HttpProxy((name, int(port))) as proxy:
         yield proxy

@@ -29,17 +29,6 @@ pytestmark = pytest.mark.services
 Build = Callable[..., DockerRunner]
 
 
-@pytest.fixture
-def http_proxy(docker_engine: SharedEngine) -> Iterator[HttpProxy]:
-    """A proxy that counts and holds requests, in front of the shared engine."""
-    scheme, _, where = docker_engine.url.partition("://")
-    if scheme != "tcp":
-        pytest.skip("the shared engine does not listen on TCP, so no proxy can stand before it")
-    name, _, port = where.partition(":")
-    with HttpProxy((name, int(port))) as proxy:
-        yield proxy
-
-
 class Leftovers:
     """Makes containers as runs leave them, without running anything."""
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 from docker import APIClient
 from docker.constants import DEFAULT_DOCKER_API_VERSION
-from docker.errors import DockerException
+from docker.errors import APIError, DockerException
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
@@ -32,6 +32,10 @@ _KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 ]
 _READ = 64 * 1024
+
+
+class NoEngine(DockerException):  # type: ignore[misc]
+    """What answers is no Docker engine, or none that can be used."""
 
 
 class Client(APIClient):  # type: ignore[misc]
@@ -56,16 +60,19 @@ class Client(APIClient):  # type: ignore[misc]
         """A client that speaks the engine's version of the API; `timeout` in seconds is that of each call.
 
         An https:// `url` means TLS, with `tls`. Raises what `requests` and the SDK raise for an engine that does not
-        answer, and TlsFileError.
+        answer, NoEngine and TlsFileError.
         """
         client = cls(url, timeout, connections=connections, tls=tls)
         try:
             # The SDK could ask by itself while it is made, but through HTTP_PROXY, and leaving sockets open on failure.
             version = client._get(f"{client.base_url}/version", timeout=_CONNECT_SECONDS)
             client._version = str(client._result(version, json=True)["ApiVersion"])
-        except KeyError as error:
+        except APIError as error:
             client.close()
-            raise DockerException(f"{url} does not answer like a Docker engine") from error
+            raise NoEngine(f"{url} answers with status {error.status_code}, not like a Docker engine") from error
+        except (KeyError, TypeError, ValueError) as error:
+            client.close()
+            raise NoEngine(f"{url} does not answer like a Docker engine") from error
         except BaseException:
             client.close()
             raise
@@ -77,7 +84,19 @@ class Client(APIClient):  # type: ignore[misc]
 
     def ping_within(self, seconds: float) -> None:
         """Return if the engine answers in time, else raise."""
-        self._result(self._get(self._url("/_ping"), timeout=seconds))
+        answer = self._get(self._url("/_ping"), timeout=seconds)
+        # Every other status: no request can be wrong about a ping.
+        if answer.status_code != requests.codes.ok:
+            raise NoEngine(
+                f"it answers a ping with status {answer.status_code}: see the engine, or what stands before it"
+            )
+
+    def _raise_for_status(self, response: requests.Response) -> None:
+        try:
+            super()._raise_for_status(response)
+        except (KeyError, TypeError) as error:
+            # The SDK looks for the message that all errors of engines have; this one is another server's.
+            raise NoEngine(f"it answers with status {response.status_code}, not like a Docker engine") from error
 
     @contextlib.contextmanager
     def streaming(

@@ -20,7 +20,7 @@ from docker.errors import APIError, DockerException
 from fastlane_core.errors import EngineUnavailable
 from fastlane_docker.engines.addresses import Address
 from fastlane_docker.engines.certificates import TlsFileError
-from fastlane_docker.engines.client import Client
+from fastlane_docker.engines.client import Client, NoEngine
 from fastlane_docker.engines.threads import Threads
 from fastlane_docker.engines.tls_trouble import TlsTrouble
 
@@ -220,7 +220,7 @@ def _short(error: BaseException) -> str:
     if isinstance(error, APIError):
         return explanation(error)[:300]
     seen: BaseException = error
-    while not isinstance(seen, TlsTrouble | TlsFileError):
+    while not isinstance(seen, TlsTrouble | TlsFileError | NoEngine):
         inner = seen.__cause__ or seen.__context__
         reason = getattr(seen, "reason", None)
         if isinstance(reason, BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import structlog
 
@@ -13,6 +14,7 @@ from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import Json
 from fastlane_docker.engines.addresses import Address, parse_address
 from fastlane_docker.engines.engine import Engine
+from fastlane_docker.engines.loops import kept_going
 from fastlane_docker.farm.circuits import Circuit, Circuits
 from fastlane_docker.farm.cordons import Cordon, cordons
 from fastlane_docker.farm.farms import Farm
@@ -51,9 +53,12 @@ class Pool:
     async def open(self) -> None:
         """Begin to look after the hosts. An engine or a storage that is out of reach is no error."""
         await self._refresh()
-        self._loops = [asyncio.create_task(self._keep_refreshing())]
-        self._loops += [asyncio.create_task(self._keep_pinging(self.engine(key))) for key in self._addresses]
-        self._loops += [asyncio.create_task(self.puller(key).known.keep_listing()) for key in self._addresses]
+        self._loops = [asyncio.create_task(kept_going("refresh of hosts", self._keep_refreshing))]
+        for key in self._addresses:
+            ping = partial(self._keep_pinging, self.engine(key))
+            self._loops.append(asyncio.create_task(kept_going(f"ping {key}", ping)))
+            listing = self.puller(key).known.keep_listing
+            self._loops.append(asyncio.create_task(kept_going(f"images {key}", listing)))
 
     async def close(self) -> None:
         """Let go of threads and connections."""

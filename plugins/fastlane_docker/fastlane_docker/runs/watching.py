@@ -23,6 +23,7 @@ from docker.errors import APIError, DockerException
 from fastlane_core.errors import EngineUnavailable
 from fastlane_docker.engines.client import hang_up, lines_of
 from fastlane_docker.engines.engine import TROUBLE, Engine
+from fastlane_docker.engines.loops import kept_going
 from fastlane_docker.runs.listing import deployment_label, list_running
 
 log = structlog.get_logger(__name__)
@@ -60,7 +61,9 @@ class Watcher:
         self._waiting.setdefault(container, set()).add(wake)
         if self._reconciling is None:
             self._engine.submit_stream(self._listen)
-            self._reconciling = asyncio.create_task(self._keep_reconciling())
+            self._reconciling = asyncio.create_task(
+                kept_going(f"list {self._engine.address.key}", self._keep_reconciling)
+            )
         try:
             yield wake
         finally:
@@ -98,9 +101,11 @@ class Watcher:
                 self._wake_but(
                     await self._engine.call("list", lambda client: list_running(client, self._deployment_id))
                 )
-            except (EngineUnavailable, APIError):
+            except Exception as error:
                 # Whoever is woken meets the same trouble, and tells of it.
                 self.wake_all()
+                if not isinstance(error, EngineUnavailable | APIError):
+                    raise
 
     def _end(self, container: str) -> None:
         self._died[container] = None
@@ -129,6 +134,10 @@ class Watcher:
                 except (*TROUBLE, DockerException, ValueError, KeyError) as error:
                     # Also when it was quiet. Trouble that matters is told by the list, or by pings.
                     log.debug("an event stream ended", host=self._engine.address.key, error=str(error))
+                except RuntimeError:
+                    raise
+                except Exception:
+                    log.exception("hearing of events crashed and is begun again", host=self._engine.address.key)
                 if self._answer is not None:
                     self._answer = None
                     self._loop.call_soon_threadsafe(self._stream_changed.set)
