@@ -209,7 +209,8 @@ class Runner(ABC):
     async def discard(self, handle: RunHandle) -> None:
         """Nobody wants the run any more, as another has taken its place: end it at once, and leave nothing of it.
 
-        Idempotent; no error if it is gone. Raises EngineUnavailable.
+        Idempotent; no error if it is gone, or if another worker is at it. Raises EngineUnavailable, and RunnerError for
+        an engine that answers but cannot end this one: it is asked again later.
         """
         try:
             await self.stop(handle, 0.0)

@@ -15,7 +15,8 @@ from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.lifecycle import given_up
 from fastlane_core.engine.mending import note_mending
 from fastlane_core.engine.misfits import Inspection, Misfit
-from fastlane_core.errors import EngineUnavailable, RunNotFound, StorageUnavailable
+from fastlane_core.errors import EngineUnavailable, QueueUnavailable, RunnerError, RunNotFound, StorageUnavailable
+from fastlane_core.models import Event, EventKind
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class Sweeper:
         while True:
             try:
                 await self.sweep()
-            except StorageUnavailable as error:
+            except (StorageUnavailable, QueueUnavailable) as error:
                 log.warning("could not look for leftovers; trying again later", error=str(error))
             try:
                 async with asyncio.timeout(self._context.options.reconcile_interval_seconds):
@@ -45,7 +46,7 @@ class Sweeper:
             except TimeoutError:
                 # Time for the next round.
                 continue
-            except StorageUnavailable as error:
+            except (StorageUnavailable, QueueUnavailable) as error:
                 log.warning("could not sweep a place that came back", error=str(error))
 
     def place_returned(self, lane: str, place: str) -> None:
@@ -75,8 +76,14 @@ class Sweeper:
     async def _try_to_sweep(self, runner: Runner, place: str) -> None:
         try:
             await self._sweep(runner, place)
-        except EngineUnavailable as error:
+        except RunnerError as error:
             log.info("could not look for leftovers", place=place, error=str(error))
+        except (StorageUnavailable, QueueUnavailable):
+            raise
+        except Exception as error:
+            # A runner that cannot cope with one place must not keep the others from being swept.
+            log.exception("looking for leftovers crashed", place=place)
+            self._report(error, place, f"looking for leftovers on {place}: {error!r}")
 
     async def _sweep(self, runner: Runner, place: str) -> None:
         """Clean up runs on `place` that no unfinished execution has there."""
@@ -84,7 +91,7 @@ class Sweeper:
 
         async def clean_up(misfit: Misfit) -> None:
             async with cleaning:
-                if await self._clean_up(runner, misfit):
+                if await self._try_to_clean_up(runner, place, misfit):
                     what = f"{misfit.message}; cleaned up"
                     note_mending(
                         self._context,
@@ -102,6 +109,20 @@ class Sweeper:
             # The first tells as much as all of them.
             raise errors.exceptions[0] from None
 
+    async def _try_to_clean_up(self, runner: Runner, place: str, misfit: Misfit) -> bool:
+        """As `_clean_up`; what is wrong with one run is told, and keeps no other from being cleaned up."""
+        try:
+            return await self._clean_up(runner, misfit)
+        except (EngineUnavailable, StorageUnavailable, QueueUnavailable):
+            # Nor could the others be.
+            raise
+        except RunnerError as error:
+            log.warning("a leftover cannot be cleaned up yet", execution=misfit.execution_id, error=str(error))
+        except Exception as error:
+            log.exception("cleaning a leftover up crashed", execution=misfit.execution_id, place=place)
+            self._report(error, place, f"cleaning up {misfit.execution_id} on {place}: {error!r}")
+        return False
+
     async def _clean_up(self, runner: Runner, misfit: Misfit) -> bool:
         """Whether there was something left to clean up. Raises EngineUnavailable."""
         run = misfit.run
@@ -117,3 +138,10 @@ class Sweeper:
         except RunNotFound:
             return False
         return True
+
+    def _report(self, error: Exception, place: str, message: str) -> None:
+        context = self._context
+        event = Event(
+            kind=EventKind.LOOP_CRASHED, at=context.clock(), worker=context.worker, place=place, message=message
+        )
+        context.report(error, event)

@@ -15,8 +15,10 @@ from fastlane_core.builtin.sqlite.queue import SqliteQueue
 from fastlane_core.contracts.queue import QueueItem
 from fastlane_core.engine.identifiers import retry_id
 from fastlane_core.engine.presence import WORKERS_SCOPE
-from fastlane_core.models import Event, EventKind, Execution, Mending, Reason, Status
+from fastlane_core.errors import RunnerError
+from fastlane_core.models import Event, EventKind, Execution, Mending, Reason, RunHandle, Status
 from fastlane_core.testing.fake_engine import FakeEngine
+from fastlane_core.testing.fake_runner import FakeRunner
 from tests.integration.engine_harness import PATIENCE, QUICK, Deployment, deployment, until
 
 
@@ -258,6 +260,37 @@ async def test_a_place_that_takes_nothing_new_is_swept_all_the_same(fastlane: De
     async with fastlane.worker("second"):
         await until(lambda: not fastlane.engine.running)
         await until(lambda: bool(mendings(fastlane, Mending.LEFTOVER_RUN)))
+
+
+@pytest.mark.parametrize("error", [RunnerError("it cannot be removed"), TypeError("not expected")])
+async def test_a_leftover_that_cannot_be_cleaned_up_keeps_nothing_else_from_it(
+    fastlane: Deployment, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async with fastlane.worker("first"):
+        lost = [await fastlane.running(await fastlane.submit("hang")) for _ in range(5)]
+    for each in lost:
+        stored = await fastlane.now(each)
+        await fastlane.storage.put_execution(replace(stored, status=Status.FAILED, reason=Reason.ENGINE_LOST))
+    fastlane.clock.advance(120)
+    stuck = lost[0]
+    discard = FakeRunner.discard
+
+    async def fail_once(runner: FakeRunner, handle: RunHandle) -> None:
+        if handle.data["execution_id"] == stuck.id and stuck.id not in failed:
+            failed.append(stuck.id)
+            raise error
+        await discard(runner, handle)
+
+    failed: list[str] = []
+    monkeypatch.setattr(FakeRunner, "discard", fail_once)
+    options = replace(QUICK, reconcile_interval_seconds=3600.0)
+    async with fastlane.worker("second", options):
+        await until(lambda: fastlane.engine.running == [stuck.id])
+    assert failed == [stuck.id]
+    async with fastlane.worker("third", options):
+        await until(lambda: not fastlane.engine.running)
+    assert fastlane.reports == ([] if isinstance(error, RunnerError) else [error])
+    fastlane.reports.clear()
 
 
 def mendings(fastlane: Deployment, kind: Mending) -> list[Event]:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from fastlane_core.contracts.runner import (
     PruneReport,
     Runner,
 )
-from fastlane_core.errors import EngineUnavailable, ImageNotFound, RunNotFound
+from fastlane_core.errors import EngineUnavailable, ImageNotFound, RunnerError, RunNotFound
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest, RunSpec
 from fastlane_docker.engines.certificates import check_files
@@ -280,11 +280,11 @@ class DockerRunner(Runner):
     async def discard(self, handle: RunHandle) -> None:
         engine, container = self._located(handle)
 
-        def discard(client: Client) -> None:
-            with suppress(NotFound):
-                client.remove_container(container, force=True, v=True)
-
-        await engine.call("discard", discard)
+        try:
+            # Another worker may find it left over at the same time.
+            await engine.call("discard", lambda client: remove(client, container))
+        except CannotRemove as error:
+            raise RunnerError(f"{engine.address.key} cannot remove the container {container[:12]}: {error}") from error
         self._forget(container)
 
     async def list_owned(self, place: str) -> AsyncIterator[OwnedRun]:

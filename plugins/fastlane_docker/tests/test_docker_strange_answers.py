@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastlane_core.contracts.storage import Storage
-from fastlane_core.errors import EngineUnavailable
+from fastlane_core.errors import EngineUnavailable, RunnerError, RunNotFound
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver
 from fastlane_docker.engines.loops import kept_going
 from fastlane_docker.farm import pool
@@ -82,6 +82,28 @@ async def test_an_answer_that_is_no_engine_s_is_trouble_of_the_host_and_no_word_
 
     with pytest.raises(EngineUnavailable, match="status 404, not like a Docker engine"):
         await runner.stop(run.handle, 0.0)
+
+
+@pytest.mark.services
+async def test_a_run_that_another_worker_is_removing_is_discarded_without_an_error(
+    build_runner: Build, http_proxy: HttpProxy, runs: RunDriver
+) -> None:
+    runner = build_runner(http_proxy.url)
+    await runner.open()
+    run = await runs.start(runner, "sleep 600")
+    busy = '{"message": "removal of container is already in progress"}'
+    http_proxy.answer("DELETE /containers/", 409, busy)
+
+    await runner.discard(run.handle)
+
+    http_proxy.answer("DELETE /containers/", 500, '{"message": "device or resource busy"}')
+    with pytest.raises(RunnerError, match="device or resource busy") as raised:
+        await runner.discard(run.handle)
+    assert not isinstance(raised.value, EngineUnavailable)
+    http_proxy.behave()
+    await runner.discard(run.handle)
+    with pytest.raises(RunNotFound):
+        await runner.wait(run.handle)
 
 
 async def test_a_loop_that_crashes_is_begun_again() -> None:
