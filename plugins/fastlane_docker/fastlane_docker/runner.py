@@ -27,7 +27,7 @@ from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest, RunSpec
 from fastlane_docker.engines.certificates import check_files
 from fastlane_docker.engines.client import Client
-from fastlane_docker.engines.engine import Engine
+from fastlane_docker.engines.engine import Engine, Kind
 from fastlane_docker.farm.farms import Farm, Farms
 from fastlane_docker.farm.pool import Pool
 from fastlane_docker.images.references import check_image
@@ -157,13 +157,13 @@ class DockerRunner(Runner):
             return start_run(client, request, resolved, self._settings, confirm)
 
         try:
-            container, began = await engine.call("start", start)
+            container, began = await engine.call("start", start, Kind.START)
         except ImageNotFound:
             # Removed from the host since it was prepared: once more.
             await self._pool.puller(request.place).restore(
                 request.spec.image, resolved.pull_policy, platform=resolved.options.platform or ""
             )
-            container, began = await engine.call("start", start)
+            container, began = await engine.call("start", start, Kind.START)
         self._own.add(container)
         self._just_started.add(container)
         handle = replace(self._handle(engine, container, containers.name_of(request.execution_id)), started_at=began)

@@ -8,6 +8,7 @@ from fastlane_core.contracts.storage import Storage
 from fastlane_core.errors import StorageUnavailable
 from fastlane_core.models import Event, EventKind
 from fastlane_core.testing.runner_context import runner_context
+from fastlane_docker.engines.engine import Kind
 from fastlane_docker.farm.circuits import Circuit, Circuits
 
 HOST = "docker1:2375"
@@ -37,14 +38,14 @@ def workers(storage: Storage) -> Workers:
     return Workers(storage)
 
 
-def fail(circuits: Circuits, times: int) -> None:
+def fail(circuits: Circuits, times: int, kind: Kind = Kind.PING) -> None:
     for _ in range(times):
-        circuits.failed(HOST, "refused")
+        circuits.failed(HOST, kind, "refused")
 
 
-async def opened(workers: Workers) -> Circuits:
+async def opened(workers: Workers, kind: Kind = Kind.PING) -> Circuits:
     circuits = workers()
-    fail(circuits, 5)
+    fail(circuits, 5, kind)
     await circuits.refresh()
     return circuits
 
@@ -52,7 +53,7 @@ async def opened(workers: Workers) -> Circuits:
 async def test_five_failures_in_a_row_open_it_for_every_worker(workers: Workers) -> None:
     one, other = workers(), workers()
     fail(one, 4)
-    one.worked(HOST)
+    one.worked(HOST, Kind.PING)
     fail(one, 4)
     assert one.of(HOST) is None
 
@@ -66,6 +67,39 @@ async def test_five_failures_in_a_row_open_it_for_every_worker(workers: Workers)
     await other.refresh()
     assert other.of(HOST) == one.of(HOST)
     assert workers.told() == ["open"]
+
+
+async def test_what_works_says_nothing_of_what_fails(workers: Workers) -> None:
+    circuits = workers()
+    for _ in range(5):
+        assert circuits.of(HOST) is None
+        fail(circuits, 1, Kind.START)
+        circuits.worked(HOST, Kind.PING)
+        circuits.worked(HOST, Kind.IMAGE)
+        circuits.worked(HOST, Kind.OTHER)
+
+    assert circuits.of(HOST) is not None
+
+
+async def test_a_ping_closes_what_starts_have_opened_on_probation(workers: Workers) -> None:
+    one = await opened(workers, Kind.START)
+    other, third = workers(), workers()
+    await other.refresh()
+    await third.refresh()
+    workers.now += 60
+    assert await one.take_probe(HOST)
+    await one.probed(HOST, "")
+    await other.refresh()
+    await third.refresh()
+    assert (one.of(HOST), other.of(HOST), third.of(HOST)) == (None, None, None)
+
+    fail(other, 4)
+    third.worked(HOST, Kind.START)
+    fail(third, 4, Kind.START)
+    assert (other.of(HOST), third.of(HOST)) == (None, None)
+    fail(other, 1, Kind.START)
+
+    assert other.of(HOST) is not None
 
 
 async def test_several_workers_that_open_it_at_once_tell_it_once(workers: Workers) -> None:

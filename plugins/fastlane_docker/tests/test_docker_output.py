@@ -23,7 +23,7 @@ pytestmark = pytest.mark.services
 
 @pytest.fixture
 def engine(docker_engine: SharedEngine) -> Iterator[Engine]:
-    engine = Engine(parse_address(docker_engine.url), 30.0, lambda why: None)
+    engine = Engine(parse_address(docker_engine.url), 30.0, lambda kind, why: None)
     yield engine
     engine.close()
 

@@ -118,7 +118,7 @@ async def test_age_counts_from_the_end_not_from_the_creation(
     await runner.finish(run.handle)
     assert outcome.started_at is not None
     assert outcome.finished_at is not None
-    engine = Engine(parse_address(docker_engine.url), 10.0, lambda why: None)
+    engine = Engine(parse_address(docker_engine.url), 10.0, lambda kind, why: None)
 
     async def prune(now: float) -> int:
         report = await prune_engine(
@@ -214,7 +214,7 @@ async def test_time_is_bounded_however_much_there_is(
     docker_engine: SharedEngine, leftovers: Leftovers, deployment_id: str
 ) -> None:
     leftovers.add_many(8, containers.DEFUNCT_PREFIX)
-    engine = Engine(parse_address(docker_engine.url), 10.0, lambda why: None)
+    engine = Engine(parse_address(docker_engine.url), 10.0, lambda kind, why: None)
 
     report = await prune_engine(engine, deployment_id, older_than=0, dry_run=False, now=2e9, seconds=0.0)
 

@@ -106,6 +106,40 @@ async def test_a_run_that_another_worker_is_removing_is_discarded_without_an_err
         await runner.wait(run.handle)
 
 
+@pytest.mark.services
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_an_engine_that_answers_all_but_starts_opens_its_circuit(
+    build_runner: Build, http_proxy: HttpProxy, runs: RunDriver, hangs: bool
+) -> None:
+    settings = {"docker_timeout_seconds": 1.0} if hangs else {}
+    runner = build_runner(http_proxy.url, docker_circuit_breaker_reset_timeout_seconds=600.0, **settings)
+    await runner.open()
+    request = await runs.request(runner, "true")
+    if hangs:
+        http_proxy.swallow("POST /containers/create")
+    else:
+        http_proxy.answer("POST /containers/create", 500, '{"message": "containerd is not there"}')
+
+    for failures in range(5):
+        assert await _circuit_is(runner, "closed"), failures
+        # What else is asked for is answered all the time.
+        await until_pinged(http_proxy)
+        with pytest.raises(EngineUnavailable):
+            await runner.start(request)
+
+    assert await _circuit_is(runner, "open")
+    assert await runner.rank(LANE, "busybox", {}) == []
+
+
+async def until_pinged(proxy: HttpProxy) -> None:
+    before = proxy.count("GET /_ping")
+
+    async def pinged() -> bool:
+        return proxy.count("GET /_ping") > before + 1
+
+    await until("pings were answered", pinged)
+
+
 async def test_a_loop_that_crashes_is_begun_again() -> None:
     turns: list[str] = []
     went_on = asyncio.Event()

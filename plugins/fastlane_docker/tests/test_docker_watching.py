@@ -222,7 +222,7 @@ async def test_opening_and_closing_leaves_no_thread_and_no_socket(
 
 async def test_engine_that_is_closed_while_it_connects_keeps_no_connection(http_proxy: HttpProxy) -> None:
     sockets = _sockets()
-    engine = Engine(parse_address(http_proxy.url), 10.0, lambda why: None)
+    engine = Engine(parse_address(http_proxy.url), 10.0, lambda kind, why: None)
     http_proxy.hold_next("^GET /version")
     calling = asyncio.create_task(engine.call("ping", lambda client: client.ping()))
     await until("it connects", http_proxy.holding.is_set)

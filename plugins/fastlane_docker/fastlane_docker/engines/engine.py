@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from enum import StrEnum
 from typing import TypeVar
 
 import requests
@@ -41,13 +42,25 @@ _PING_SECONDS = 5.0
 TROUBLE = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
 
 
+class Kind(StrEnum):
+    """What a call tells of an engine: that it does one kind of thing says nothing of the others."""
+
+    PING = "ping"
+    #: Those that a new run needs.
+    IMAGE = "image"
+    PULL = "pull"
+    START = "start"
+    OTHER = "other"
+
+
 class Engine:
     """An engine that calls go to."""
 
-    def __init__(self, address: Address, timeout: float, heard: Callable[[str], None]) -> None:
+    def __init__(self, address: Address, timeout: float, heard: Callable[[Kind, str], None]) -> None:
         """`timeout`, in seconds, bounds each short call, its wait for a thread included.
 
-        `heard` is told of each call, in the event loop: why the engine could not be reached, "" if it answered.
+        `heard` is told of each call, in the event loop: its kind, and why the engine could not be reached, "" if it
+        answered.
         """
         self.address = address
         self._heard = heard
@@ -66,20 +79,20 @@ class Engine:
         #: Why it could not be reached when it was last looked at; "" if it answered, None before the first look.
         self.trouble: str | None = None
 
-    async def call(self, what: str, work: Callable[[Client], T]) -> T:
+    async def call(self, what: str, work: Callable[[Client], T], kind: Kind = Kind.OTHER) -> T:
         """Do `work`, a short call, in a thread.
 
         Raises what it raises, but EngineUnavailable for trouble to reach the engine or to hear from it in time.
         """
-        return await self._in_time(self._calls, what, work, self._timeout)
+        return await self._in_time(self._calls, kind, what, work, self._timeout)
 
     async def stop_call(self, what: str, work: Callable[[Client], T], seconds: float) -> T:
         """`call` for a stop that may take `seconds` more than a short call."""
-        return await self._in_time(self._stops, what, work, self._timeout + seconds)
+        return await self._in_time(self._stops, Kind.OTHER, what, work, self._timeout + seconds)
 
     async def pull_call(self, what: str, work: Callable[[Client], T]) -> T:
         """`call` for a pull or another work of minutes, which bounds its own time."""
-        return await self._in_time(self._pulls, what, work, None)
+        return await self._in_time(self._pulls, Kind.PULL, what, work, None)
 
     def submit_stream(self, work: Callable[[], None]) -> Future[None]:
         """Run `work`, which reads a stream and raises nothing, in a thread."""
@@ -89,7 +102,7 @@ class Engine:
         """See whether it answers, and remember."""
         try:
             await self._in_time(
-                self._pings, "ping", lambda client: client.ping_within(_PING_SECONDS), 2 * _PING_SECONDS
+                self._pings, Kind.PING, "ping", lambda client: client.ping_within(_PING_SECONDS), 2 * _PING_SECONDS
             )
         except EngineUnavailable as error:
             self.trouble = str(error)
@@ -126,7 +139,9 @@ class Engine:
         if client is not None:
             client.close()
 
-    async def _in_time(self, threads: Threads, what: str, work: Callable[[Client], T], seconds: float | None) -> T:
+    async def _in_time(
+        self, threads: Threads, kind: Kind, what: str, work: Callable[[Client], T], seconds: float | None
+    ) -> T:
         def run() -> T:
             try:
                 return work(self.client())
@@ -147,34 +162,34 @@ class Engine:
                 result = await asyncio.wrap_future(future)
         except TimeoutError:
             why = f"the Docker engine {self.address.key} cannot be reached ({what}): no answer within {seconds:g} s"
-            self._failed(why)
+            self._failed(kind, why)
             raise EngineUnavailable(why) from None
         except EngineUnavailable as error:
-            self._failed(str(error))
+            self._failed(kind, str(error))
             raise
         except Exception:
             # Whatever it says of the request, the engine answered.
-            self._answered()
+            self._answered(kind)
             raise
-        self._answered()
+        self._answered(kind)
         return result
 
-    def _failed(self, why: str) -> None:
+    def _failed(self, kind: Kind, why: str) -> None:
         self.had_trouble = True
-        self._heard(why)
+        self._heard(kind, why)
 
     @property
     def seconds_since_answer(self) -> float:
         """How long ago it answered a call."""
         return time.monotonic() - self._answered_at
 
-    def _answered(self) -> None:
+    def _answered(self, kind: Kind) -> None:
         self._answered_at = time.monotonic()
         if self.trouble:
             # It may have come back as another version: the next call asks again.
             self._forget_client()
         self.trouble = ""
-        self._heard("")
+        self._heard(kind, "")
 
 
 def is_engines_fault(error: APIError) -> bool:

@@ -30,7 +30,7 @@ async def check_hosts(context: CheckContext) -> Sequence[Finding]:
     asking = asyncio.Semaphore(_AT_ONCE)
 
     async def check(address: Address) -> Sequence[Finding]:
-        engine = Engine(address, min(_SECONDS, settings.docker_timeout_seconds), lambda why: None)
+        engine = Engine(address, min(_SECONDS, settings.docker_timeout_seconds), lambda kind, why: None)
         subject = f"Docker host {address.key}"
         try:
             async with asking:

@@ -13,7 +13,7 @@ from fastlane_core.errors import StorageUnavailable
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import Json
 from fastlane_docker.engines.addresses import Address, parse_address
-from fastlane_docker.engines.engine import Engine
+from fastlane_docker.engines.engine import Engine, Kind
 from fastlane_docker.engines.loops import kept_going
 from fastlane_docker.farm.circuits import Circuit, Circuits
 from fastlane_docker.farm.cordons import Cordon, cordons
@@ -78,11 +78,11 @@ class Pool:
             # A host that the settings do not name any more may still have runs to look after.
             address = self._addresses.get(host) or parse_address(host)
 
-            def heard(why: str) -> None:
+            def heard(kind: Kind, why: str) -> None:
                 if why:
-                    self._circuits.failed(host, why)
+                    self._circuits.failed(host, kind, why)
                 else:
-                    self._circuits.worked(host)
+                    self._circuits.worked(host, kind)
 
             self._engines[host] = Engine(address, self._settings.docker_timeout_seconds, heard)
         return self._engines[host]

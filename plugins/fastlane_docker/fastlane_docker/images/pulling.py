@@ -13,7 +13,7 @@ from fastlane_core.contracts.runner import ProgressCallback
 from fastlane_core.errors import ImageNotFound
 from fastlane_core.models import Progress
 from fastlane_docker.engines.client import Client
-from fastlane_docker.engines.engine import PULLS, Engine
+from fastlane_docker.engines.engine import PULLS, Engine, Kind
 from fastlane_docker.images.image_pull import ImagePull
 from fastlane_docker.images.known_images import KnownImages
 from fastlane_docker.images.pull_policy import PullPolicy
@@ -72,7 +72,7 @@ class Puller:
         except ValueError as error:
             raise ImageNotFound(f"there can be no such image: {error}") from error
         if policy != "always":
-            if await self._engine.call("inspect image", lambda client: _is_there(client, image, platform)):
+            if await self._engine.call("inspect image", lambda client: _is_there(client, image, platform), Kind.IMAGE):
                 self.known.add(reference)
                 return
             self.known.discard(reference)
