@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from enum import StrEnum
 from typing import TypeVar
 
@@ -82,13 +83,17 @@ class Engine:
     async def call(self, what: str, work: Callable[[Client], T], kind: Kind = Kind.OTHER) -> T:
         """Do `work`, a short call, in a thread.
 
-        Raises what it raises, but EngineUnavailable for trouble to reach the engine or to hear from it in time.
+        Raises what it raises, but EngineUnavailable for trouble to reach the engine or to hear from it in time. One
+        that found no free thread in that time says nothing of the engine.
         """
         return await self._in_time(self._calls, kind, what, work, self._timeout)
 
     async def stop_call(self, what: str, work: Callable[[Client], T], seconds: float) -> T:
-        """`call` for a stop that may take `seconds` more than a short call."""
-        return await self._in_time(self._stops, Kind.OTHER, what, work, self._timeout + seconds)
+        """`call` for a stop that may take `seconds` more than a short call, from when it has a thread.
+
+        Many that are asked for at once take their turns: each may last as long as its grace.
+        """
+        return await self._in_time(self._stops, Kind.OTHER, what, work, self._timeout + seconds, waits_for_thread=True)
 
     async def pull_call(self, what: str, work: Callable[[Client], T]) -> T:
         """`call` for a pull or another work of minutes, which bounds its own time."""
@@ -140,9 +145,29 @@ class Engine:
             client.close()
 
     async def _in_time(
-        self, threads: Threads, kind: Kind, what: str, work: Callable[[Client], T], seconds: float | None
+        self,
+        threads: Threads,
+        kind: Kind,
+        what: str,
+        work: Callable[[Client], T],
+        seconds: float | None,
+        *,
+        waits_for_thread: bool = False,
     ) -> T:
+        loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(None if waits_for_thread else seconds)
+        has_begun = False
+
+        def start_clock() -> None:
+            # It is over already where the caller was cancelled meanwhile.
+            with suppress(RuntimeError):
+                limit.reschedule(loop.time() + (seconds or 0.0))
+
         def run() -> T:
+            nonlocal has_begun
+            has_begun = True
+            if waits_for_thread:
+                loop.call_soon_threadsafe(start_clock)
             try:
                 return work(self.client())
             except APIError as error:
@@ -158,9 +183,11 @@ class Engine:
             raise self.unavailable(what, error) from error
         try:
             # Not `wait_for`, which up to Python 3.11 may drop a cancellation that comes together with the answer.
-            async with asyncio.timeout(seconds):
+            async with limit:
                 result = await asyncio.wrap_future(future)
         except TimeoutError:
+            if not has_begun:
+                raise self.unavailable(what, TimeoutError(f"no thread was free for it within {seconds:g} s")) from None
             why = f"the Docker engine {self.address.key} cannot be reached ({what}): no answer within {seconds:g} s"
             self._failed(kind, why)
             raise EngineUnavailable(why) from None
