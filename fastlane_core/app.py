@@ -210,6 +210,7 @@ async def open_application(
                 emit=plugins.emit,
                 confirm_start=partial(confirm_start, storage),
                 api_binds=partial(_api_binds, storage, clock),
+                stop_grace_seconds=limits.stop_grace_seconds,
             )
             await plugins.startup(context)
             try:

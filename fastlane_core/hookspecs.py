@@ -77,6 +77,8 @@ class RunnerContext(PluginContext):
     confirm_start: Callable[[RunRequest], Awaitable[None]]
     #: The addresses that the APIs of the deployment listen on now, in whatever processes. Raises StorageUnavailable.
     api_binds: Callable[[], Awaitable[Collection[str]]]
+    #: Seconds between asking a run to end and killing it, for runs that a runner ends by itself (STOP_GRACE_SECONDS).
+    stop_grace_seconds: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

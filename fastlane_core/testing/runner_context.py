@@ -36,6 +36,7 @@ def runner_context(
     emit: Callable[[Event], None] = lambda event: None,
     confirm_start: Callable[[RunRequest], Awaitable[None]] | None = None,
     api_binds: Collection[str] = (),
+    stop_grace_seconds: float = 10.0,
 ) -> RunnerContext:
     """A context with these settings. Leave `storage` out for a runner that keeps nothing there.
 
@@ -54,6 +55,7 @@ def runner_context(
         emit=emit,
         confirm_start=confirm_start or _confirm,
         api_binds=listening,
+        stop_grace_seconds=stop_grace_seconds,
     )
 
 

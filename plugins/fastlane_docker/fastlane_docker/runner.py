@@ -48,8 +48,6 @@ T = TypeVar("T")
 _HANDLE_VERSION = 1
 #: Seconds since an engine answered in which it is taken to be there still.
 _LATELY = 0.25
-#: Between asking a run on a drained host to end and killing it.
-_DRAIN_GRACE_SECONDS = 10.0
 #: Hosts pruned at a time, and seconds that one of them may take.
 _PRUNED_AT_ONCE = 32
 _PRUNE_SECONDS = 900.0
@@ -204,7 +202,7 @@ class DockerRunner(Runner):
                 if drain is not None and not drained:
                     log.info("stopping a run because its host is drained", host=engine.address.key)
                     drained = True
-                    await self._stop(handle, _DRAIN_GRACE_SECONDS)
+                    await self._stop(handle, self._context.stop_grace_seconds)
                     continue
                 seen_running.set()
                 await wake.wait()

@@ -46,7 +46,9 @@ async def build_runner(deployment_id: str, storage: Storage) -> AsyncIterator[Bu
     """Makes a runner on hosts, with short time-outs; `await runner.open()` it. All are closed in the end."""
     runners: list[DockerRunner] = []
 
-    def build(*hosts: str, deployment: str | None = None, **settings: object) -> DockerRunner:
+    def build(
+        *hosts: str, deployment: str | None = None, stop_grace_seconds: float = 10.0, **settings: object
+    ) -> DockerRunner:
         farm = {"hosts": list(hosts) or ["unused"], "maxRunning": 8}
         values = {
             "docker_hosts": [farm],
@@ -56,7 +58,13 @@ async def build_runner(deployment_id: str, storage: Storage) -> AsyncIterator[Bu
             **settings,
         }
         section = DockerSettings.model_validate(values)
-        runner = DockerRunner(runner_context(section, deployment_id=deployment or deployment_id, storage=storage))
+        context = runner_context(
+            section,
+            deployment_id=deployment or deployment_id,
+            storage=storage,
+            stop_grace_seconds=stop_grace_seconds,
+        )
+        runner = DockerRunner(context)
         runners.append(runner)
         return runner
 

@@ -142,6 +142,26 @@ async def test_a_drain_stops_what_still_runs_when_its_deadline_has_passed(
     assert (ended_well.reason, ended_well.exit_code) == (Reason.SUCCEEDED, 0)
 
 
+@pytest.mark.services
+async def test_a_drain_gives_runs_the_grace_of_the_settings_or_their_own(
+    build_runner: Build, docker_engine: SharedEngine, runs: RunDriver, storage: Storage
+) -> None:
+    runner = build_runner(docker_engine.url, stop_grace_seconds=0.0)
+    await runner.open()
+    command = "sh -c 'trap \"sleep 3; exit 3\" TERM; echo ready; while true; do sleep 0.1; done'"
+    usual = await runs.start(runner, command)
+    own = await runs.start(runner, command, options={"docker": {"stopGrace": 600}})
+    for each in (usual, own):
+        await each.until_ready()
+    waits = [asyncio.create_task(each.wait()) for each in (usual, own)]
+    cordon = Cordon(since=1.0, drains=True, deadline=time.time(), then=Then.STOP)
+    await put_cordon(storage, usual.request.place, cordon)
+
+    killed, ended = await asyncio.gather(*waits)
+    assert (killed.reason, killed.exit_code) == (Reason.DRAINED, 137)
+    assert (ended.reason, ended.exit_code) == (Reason.DRAINED, 3)
+
+
 # The routes
 
 FARMS = [{"name": "x", "match": "", "hosts": ["docker1", "docker2:1234", "https://docker4", "unix:///run/docker.sock"]}]
