@@ -1,4 +1,4 @@
-"""Getting images onto engines: one pull per engine and image at a time, however many runs want it."""
+"""Getting images onto engines: one pull per worker, engine and image at a time, however many runs want it."""
 
 from __future__ import annotations
 
