@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastlane_core.builtin.sqlite.storage import SqliteStorage
 from tests.end_to_end.farm_harness import Fastlane, clear, containers_of, engines_of, witnessed
 from tests.end_to_end.service import until
 from tests.services.docker_engine import DockerEngine
@@ -36,9 +38,34 @@ def engines(three_engines: list[DockerEngine]) -> Iterator[list[DockerEngine]]:
         clear(engine)
 
 
-def farm(name: str, engines: Sequence[DockerEngine | TcpProxy], limit: int, match: str = "") -> dict[str, object]:
+def farm(
+    name: str, engines: Sequence[DockerEngine | TcpProxy], limit: int, match: str = "", **more: object
+) -> dict[str, object]:
     hosts = [f"127.0.0.1:{engine.port}" for engine in engines]
-    return {"name": name, "match": match, "hosts": hosts, "maxRunning": limit}
+    return {"name": name, "match": match, "hosts": hosts, "maxRunning": limit, **more}
+
+
+class Gate:
+    """What runs wait for until the test lets them go on: a folder that all hosts share with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "gate"
+        self._folder.mkdir()
+        #: What the farm must allow, and what jobs must ask for.
+        self.allow = {"binds": [str(self._folder)]}
+        self.docker = {"mounts": [{"type": "bind", "source": str(self._folder), "target": "/gate"}]}
+
+    def script(self, name: str) -> str:
+        """Wait for `open(name)`, write the line `done`, and tell of it."""
+        return f"until test -e /gate/{name}; do sleep 0.1; done; echo done; touch /gate/{name}-$HOSTNAME"
+
+    def open(self, name: str) -> None:
+        """Let them go on."""
+        (self._folder / name).touch()
+
+    def passed(self, name: str) -> int:
+        """How many have."""
+        return len(list(self._folder.glob(f"{name}-*")))
 
 
 def test_two_farms_keep_their_limits_exactly_and_every_job_runs_once(
@@ -96,16 +123,18 @@ def _start_delay(fastlane: Fastlane) -> float:
 
 
 def test_an_engine_killed_under_its_runs_loses_and_doubles_nothing(tmp_path: Path, engines: list[DockerEngine]) -> None:
-    victim = engines[0]
-    with Fastlane(tmp_path, [farm("all", engines, 30)]) as fastlane:
-        short = fastlane.submit("kill", "sleep 5; echo done", count=10)
-        long = fastlane.submit("kill", "sleep 30; echo done", count=10)
+    victim, gate = engines[0], Gate(tmp_path)
+    with Fastlane(tmp_path, [farm("all", engines, 30, allow=gate.allow)]) as fastlane:
+        short = fastlane.submit("kill", gate.script("short"), count=10, docker=gate.docker)
+        long = fastlane.submit("kill", gate.script("long"), count=10, docker=gate.docker)
         answers = short + long
         until("all run", lambda: all(fastlane.api.execution(each)["status"] == "running" for each in answers))
         ports = {each["executionId"]: fastlane.api.execution(each)["metadata"]["docker_port"] for each in answers}
         assert min(sum(ports[each["executionId"]] == victim.port for each in half) for half in (short, long)) >= 1
 
         victim.kill()
+        gate.open("short")
+        until("all of them end, also where the engine is dead", lambda: gate.passed("short") == len(short))
         until("its circuit is open", lambda: fastlane.host(victim.port)["circuit"] == "open")
         for answer in short:
             if ports[answer["executionId"]] != victim.port:
@@ -113,6 +142,7 @@ def test_an_engine_killed_under_its_runs_loses_and_doubles_nothing(tmp_path: Pat
         late = fastlane.submit("late", "echo late", count=4)
         assert all(fastlane.done(each)[0]["metadata"]["docker_port"] != victim.port for each in late)
         victim.start()
+        gate.open("long")
 
         for answer in answers:
             attempts = fastlane.done(answer)
@@ -132,13 +162,15 @@ def test_an_engine_killed_under_its_runs_loses_and_doubles_nothing(tmp_path: Pat
 def test_an_engine_that_hangs_loses_and_doubles_nothing_and_delays_no_other(
     tmp_path: Path, engines: list[DockerEngine]
 ) -> None:
-    victim = engines[0]
-    with Fastlane(tmp_path, [farm("all", engines, 30)], DOCKER_TIMEOUT_SECONDS=5.0) as fastlane:
-        answers = fastlane.submit("hang", "sleep 3; echo done", count=12)
+    victim, gate = engines[0], Gate(tmp_path)
+    farms = [farm("all", engines, 30, allow=gate.allow)]
+    with Fastlane(tmp_path, farms, DOCKER_TIMEOUT_SECONDS=5.0) as fastlane:
+        answers = fastlane.submit("hang", gate.script("open"), count=12, docker=gate.docker)
         until("all run", lambda: all(fastlane.api.execution(each)["status"] == "running" for each in answers))
         ports = [fastlane.api.execution(each)["metadata"]["docker_port"] for each in answers]
         assert victim.port in ports
         victim.pause()
+        gate.open("open")
         try:
             for answer, port in zip(answers, ports, strict=True):
                 if port != victim.port:
@@ -218,24 +250,33 @@ def _running_second(fastlane: Fastlane, answer: Any) -> Any:
 
 def test_blacklisting_and_draining_under_load_loses_nothing(tmp_path: Path, engines: list[DockerEngine]) -> None:
     hosts = [f"127.0.0.1:{engine.port}" for engine in engines]
-    with Fastlane(tmp_path, [farm("x", engines, 6)]) as fastlane:
+    gate = Gate(tmp_path)
+    #: Engine by number, and the times between which it was blacklisted for sure.
+    blacklisted: list[tuple[int, int, int]] = []
+    farms = [farm("x", engines, 6, allow=gate.allow)]
+    with Fastlane(tmp_path, farms) as fastlane, witnessed(fastlane.deployment, {"x": engines}) as witnesses:
         stop = threading.Event()
 
         def stir() -> None:
             turn = 0
             while not stop.wait(0.3):
-                host = hosts[turn % 3]
+                number = turn % 3
                 drains = {"deadline": "1s", "then": "stop"} if turn % 2 else {}
-                fastlane.blacklist("POST", {"host": host, **drains})
+                fastlane.blacklist("POST", {"host": hosts[number], **drains})
+                begun = time.time_ns()
                 stop.wait(2.5)
-                fastlane.blacklist("DELETE", {"host": host})
+                blacklisted.append((number, begun, time.time_ns()))
+                fastlane.blacklist("DELETE", {"host": hosts[number]})
                 turn += 1
 
         stirring = threading.Thread(target=stir)
         stirring.start()
         try:
+            (held,) = fastlane.submit("held", gate.script("held"), docker=gate.docker)
             answers = fastlane.submit("stirred", "sleep 0.5; echo done", count=60)
-            done = [fastlane.done(answer) for answer in answers]
+            until("it is drained", lambda: fastlane.attempts(held)[0]["reason"] == "drained")
+            gate.open("held")
+            done = [fastlane.done(answer) for answer in (held, *answers)]
         finally:
             stop.set()
             stirring.join(30)
@@ -243,6 +284,26 @@ def test_blacklisting_and_draining_under_load_loses_nothing(tmp_path: Path, engi
             assert {each["reason"] for each in attempts[:-1]} <= {"drained"}
             assert attempts[-1]["log"] == "done\n"
         _each_execution_has_one_container(fastlane, engines)
+    asked = asyncio.run(_starts_asked_at(tmp_path / "fastlane.db", witnesses["x"].executions))
+    for number, begun, lifted in blacklisted:
+        late = {
+            execution
+            for (where, at, action, _), execution in witnesses["x"].events.items()
+            if where == number and begun < at < lifted and action in ("create", "start") and asked[execution] > begun
+        }
+        # Each worker may have looked for a place just before.
+        assert len(late) <= len(fastlane.workers), (number, late)
+
+
+async def _starts_asked_at(database: Path, executions: Iterable[str]) -> dict[str, float]:
+    """When the runner was asked to start each of them, in nanoseconds."""
+    storage = SqliteStorage(database)
+    await storage.open()
+    try:
+        found = [await storage.get_execution(each) for each in executions]
+    finally:
+        await storage.close()
+    return {each.id: (each.start_asked_at or 0.0) * 1e9 for each in found if each is not None}
 
 
 def test_jobs_wait_and_say_why_while_every_host_is_out(tmp_path: Path, engines: list[DockerEngine]) -> None:
