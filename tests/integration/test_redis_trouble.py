@@ -183,10 +183,21 @@ async def test_one_shard_of_a_cluster_that_is_emptied_does_not_hold_up_the_other
             await queue.close()
 
 
-async def test_nothing_is_lost_for_good_when_sentinels_fail_over_in_the_middle_of_traffic(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first_sentinel", ["answers", "hangs", "is down"])
+async def test_nothing_is_lost_for_good_when_sentinels_fail_over_in_the_middle_of_traffic(
+    tmp_path: Path, first_sentinel: str
+) -> None:
     require_redis()
     with SentinelGroup(tmp_path) as group:
-        await traffic(group.url, lambda: group.master().kill())
+
+        def fail_over() -> None:
+            if first_sentinel == "hangs":
+                group.sentinels[0].pause()
+            elif first_sentinel == "is down":
+                group.sentinels[0].kill()
+            group.master().kill()
+
+        await traffic(group.url, fail_over)
 
         assert group.master().pid != group.servers[0].pid
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
-from redis.asyncio import Redis, Sentinel
+from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
@@ -27,6 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from fastlane_core.builtin.redis.scripts import script
+from fastlane_core.builtin.redis.sentinels import Sentinels
 from fastlane_core.builtin.redis.url import RedisAddress, Topology
 from fastlane_core.errors import QueueUnavailable
 
@@ -41,6 +42,8 @@ _LONGEST_PAUSE: Final = 0.5
 _CLEAN_UP_SECONDS: Final = 2.0
 #: Of all the time that a call has, the part that one attempt may take.
 _ATTEMPT_SHARE: Final = 0.4
+#: The part of it that the sentinels have to answer.
+_SENTINEL_SHARE: Final = 0.2
 #: The oldest server whose scripts and commands these are.
 OLDEST_SERVER: Final = (6, 2)
 
@@ -79,7 +82,7 @@ class Servers:
         self.holds_all = options.address.topology is not Topology.CLUSTER
         self._slots = asyncio.Semaphore(options.connections)
         self._client: Redis | RedisCluster | None = None
-        self._sentinel: _Sentinels | None = None
+        self._sentinel: Sentinels | None = None
 
     async def open(self) -> None:
         """Connect. Raises QueueUnavailable."""
@@ -97,8 +100,7 @@ class Servers:
                 await client.nodes_manager.aclose(kind)
         sentinel, self._sentinel = self._sentinel, None
         if sentinel is not None:
-            for each in sentinel.sentinels:
-                await each.aclose()
+            await sentinel.aclose()
 
     async def run(self, name: str, keys: Sequence[str], arguments: Sequence[str | bytes | int | float] = ()) -> Reply:
         """Run a script, which learns from its first argument whether this call may have run before."""
@@ -203,9 +205,11 @@ class Servers:
                 "username": self._options.sentinel_username,
                 "password": self._options.sentinel_password,
             }
-            self._sentinel = _Sentinels(
+            self._sentinel = Sentinels(
                 address.hosts,
-                sentinel_kwargs={**self._arguments(), **self._tls(), **credentials, "db": 0},
+                seconds=self.timeout * _SENTINEL_SHARE,
+                retry=Retry(NoBackoff(), 0),
+                **{**self._arguments(), **self._tls(), **credentials},
             )
         # The client has the pool to itself, so closing it closes the pool.
         return cast(
@@ -253,18 +257,6 @@ class Servers:
             return {}
         files = self._options.tls
         return {"ssl": True, "ssl_ca_certs": files.ca, "ssl_certfile": files.cert, "ssl_keyfile": files.key}
-
-
-class _Sentinels(Sentinel):
-    """Asked one call at a time: each reorders the list, and two at once would lose one of the sentinels."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
-        self._asking = asyncio.Lock()
-
-    async def discover_master(self, service_name: str) -> tuple[str, int]:
-        async with self._asking:
-            return cast("tuple[str, int]", await super().discover_master(service_name))
 
 
 async def ask(client: Redis, *command: str) -> Reply:
