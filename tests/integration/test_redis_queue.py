@@ -21,7 +21,7 @@ from fastlane_core.testing.queue_fixtures import claim, claim_one, ids
 from tests.services.certificates import Authority
 from tests.services.fixtures import require_redis
 from tests.services.redis_queues import redis_queue
-from tests.services.redis_server import ClusterGroup, RedisServer, one_node_cluster
+from tests.services.redis_server import ClusterGroup, RedisServer, SentinelGroup, one_node_cluster
 from tests.services.tcp_proxy import Filter, TcpProxy
 
 pytestmark = pytest.mark.services
@@ -390,31 +390,53 @@ async def test_wrong_credentials_are_told_at_once_and_without_the_password(tmp_p
             assert "hunter2" not in str(refused.value)
 
 
-async def test_tls_with_a_user_who_may_do_only_what_the_queue_needs(tmp_path: Path, deployment: str) -> None:
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster"])
+async def test_tls_with_a_user_who_may_do_only_what_the_queue_needs(
+    tmp_path: Path, deployment: str, scheme: str
+) -> None:
     require_redis()
     authority = Authority(tmp_path / "authority")
-    client = authority.issue("fastlane")
-    server = RedisServer(
-        tmp_path / "server",
+    identity, folder = authority.issue("127.0.0.1"), tmp_path / "server"
+    options = ["user fastlane on >secret ~fastlane:* &fastlane:* +@all -@admin -@dangerous +info"]
+    started = (
+        RedisServer(folder, tls=identity, ca=authority.ca, options=options)
+        if scheme == "rediss"
+        else one_node_cluster(folder, tls=identity, ca=authority.ca, options=options)
+    )
+    with started as server:
+        await use_by_tls(f"{scheme}://fastlane:secret@127.0.0.1:{server.port}", deployment, authority)
+
+
+async def test_tls_to_sentinels_and_to_what_they_watch(tmp_path: Path, deployment: str) -> None:
+    require_redis()
+    authority = Authority(tmp_path / "authority")
+    with SentinelGroup(
+        tmp_path / "group",
+        password="secret",
+        sentinel_password="other",
         tls=authority.issue("127.0.0.1"),
         ca=authority.ca,
-        options=["user fastlane on >secret ~fastlane:* &fastlane:* +@all -@admin -@dangerous +info"],
-    )
-    url = f"rediss://fastlane:secret@127.0.0.1:{server.port}"
-    with server:
-        tls = TlsFiles(ca=authority.ca, cert=client.cert, key=client.key)
-        async with opened(redis_queue(url, deployment, tls=tls)) as queue:
-            await queue.rebuilt()
-            waiting = asyncio.create_task(queue.wait(["lane"], DEADLINE))
-            async with queue.subscribe(["topic"]) as subscription:
-                await queue.publish("topic")
-                assert await subscription.next(DEADLINE) == "topic"
-            await queue.put([an_item("a")])
-            await waiting
-            await queue.ack(await claim_one(queue))
-            assert not await queue.needs_rebuild()
+    ) as group:
+        await use_by_tls(group.url, deployment, authority, sentinel_password="other")
+
+
+async def use_by_tls(url: str, deployment: str, authority: Authority, *, sentinel_password: str | None = None) -> None:
+    """Everything is done through TLS, and nothing without the authority or a certificate of one's own."""
+    client = authority.issue("fastlane")
+    tls = TlsFiles(ca=authority.ca, cert=client.cert, key=client.key)
+    async with opened(redis_queue(url, deployment, tls=tls, sentinel_password=sentinel_password)) as queue:
+        await queue.rebuilt()
+        waiting = asyncio.create_task(queue.wait(["lane"], DEADLINE))
+        async with queue.subscribe(["topic"]) as subscription:
+            await queue.publish("topic")
+            assert await subscription.next(DEADLINE) == "topic"
+        await queue.put([an_item("a")])
+        await waiting
+        await queue.ack(await claim_one(queue))
+        assert not await queue.needs_rebuild()
+    for refused in (TlsFiles(), TlsFiles(ca=authority.ca)):
         with pytest.raises(QueueUnavailable, match="certificate"):
-            await redis_queue(url, deployment, timeout=1.0).open()
+            await redis_queue(url, deployment, tls=refused, sentinel_password=sentinel_password, timeout=1.0).open()
 
 
 def keys_left(server: RedisServer, deployment: str) -> list[str]:

@@ -122,7 +122,12 @@ class RedisServer:
                 protocol=2,
                 **({"username": self._credentials[0], "password": self._credentials[1]} if self._credentials else {}),
             )
-        return redis.Redis(unix_socket_path=self.socket_path, socket_timeout=5, protocol=2)
+        return redis.Redis(
+            unix_socket_path=self.socket_path,
+            socket_timeout=5,
+            protocol=2,
+            **({"username": self._credentials[0], "password": self._credentials[1]} if self._credentials else {}),
+        )
 
     def flush(self) -> None:
         """Empty it."""
@@ -153,16 +158,26 @@ class RedisServer:
 class SentinelGroup:
     """A master with two replicas, and three sentinels; nothing is kept on disk."""
 
-    def __init__(self, folder: Path, *, password: str = "", sentinel_password: str = "") -> None:
-        """With `password` the servers want it, with `sentinel_password` the sentinels do."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        password: str = "",
+        sentinel_password: str = "",
+        tls: Identity | None = None,
+        ca: str | None = None,
+    ) -> None:
+        """With `password` the servers want it, with `sentinel_password` the sentinels do. `tls` and `ca` are those of
+        all servers and sentinels."""
         self.password, self.sentinel_password = password, sentinel_password
+        self._tls, self._ca = tls, ca
         self._folder = folder
         protected = [f"requirepass {password}", f"masterauth {password}"] if password else []
-        credentials = ("default", password) if password else None
-        self.servers = [RedisServer(folder / "server-0", options=protected, credentials=credentials)]
+        if tls is not None:
+            protected.append("tls-replication yes")
+        self.servers = [self._server(0, protected)]
         for number in (1, 2):
-            options = [*protected, f"replicaof 127.0.0.1 {self.servers[0].port}"]
-            self.servers.append(RedisServer(folder / f"server-{number}", options=options, credentials=credentials))
+            self.servers.append(self._server(number, [*protected, f"replicaof 127.0.0.1 {self.servers[0].port}"]))
         self.sentinels: list[RedisServer] = []
 
     def __enter__(self) -> SentinelGroup:
@@ -188,7 +203,8 @@ class SentinelGroup:
         """As in REDIS_URL."""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         user = f":{self.password}@" if self.password else ""
-        return f"redis+sentinel://{user}{hosts}/0?master={MASTER_NAME}"
+        scheme = "rediss+sentinel" if self._tls else "redis+sentinel"
+        return f"{scheme}://{user}{hosts}/0?master={MASTER_NAME}"
 
     def master(self) -> RedisServer:
         """Which one the sentinels name now."""
@@ -200,11 +216,17 @@ class SentinelGroup:
             _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME)
         return next(server for server in self.servers if server.port == int(port))
 
+    def _server(self, number: int, options: Sequence[str]) -> RedisServer:
+        credentials = ("default", self.password) if self.password else None
+        folder = self._folder / f"server-{number}"
+        return RedisServer(folder, options=options, credentials=credentials, tls=self._tls, ca=self._ca)
+
     def _sentinel(self, number: int) -> RedisServer:
         lines = [
             f"sentinel monitor {MASTER_NAME} 127.0.0.1 {self.servers[0].port} 2",
             f"sentinel down-after-milliseconds {MASTER_NAME} 1000",
             f"sentinel failover-timeout {MASTER_NAME} 5000",
+            *(["tls-replication yes"] if self._tls else []),
             *([f"sentinel auth-pass {MASTER_NAME} {self.password}"] if self.password else []),
             *(
                 [f"requirepass {self.sentinel_password}", f"sentinel sentinel-pass {self.sentinel_password}"]
@@ -214,7 +236,7 @@ class SentinelGroup:
         ]
         credentials = ("default", self.sentinel_password) if self.sentinel_password else None
         folder = self._folder / f"sentinel-{number}"
-        return RedisServer(folder, sentinel=True, options=lines, credentials=credentials)
+        return RedisServer(folder, sentinel=True, options=lines, credentials=credentials, tls=self._tls, ca=self._ca)
 
     def _replicas_follow(self) -> bool:
         with self.servers[0].client() as client:
@@ -297,10 +319,15 @@ class ClusterGroup:
 
 
 @contextlib.contextmanager
-def one_node_cluster(folder: Path) -> Iterator[RedisServer]:
-    """A server that holds all slots of a cluster."""
-    options = ["cluster-enabled yes", "cluster-announce-ip 127.0.0.1"]
-    with RedisServer(folder, port=_free_port(below=50_000), options=options) as server, server.client() as client:
+def one_node_cluster(
+    folder: Path, *, tls: Identity | None = None, ca: str | None = None, options: Sequence[str] = ()
+) -> Iterator[RedisServer]:
+    """A server that holds all slots of a cluster; the rest is as for any server."""
+    options = ["cluster-enabled yes", "cluster-announce-ip 127.0.0.1", *options]
+    if tls is not None:
+        options.append("tls-cluster yes")
+    port = _free_port(below=50_000)
+    with RedisServer(folder, port=port, options=options, tls=tls, ca=ca) as server, server.client() as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
         until(lambda: cluster_info(client)["cluster_state"] == "ok", "a cluster that is whole")
         yield server

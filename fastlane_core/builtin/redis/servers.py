@@ -192,7 +192,7 @@ class Servers:
     def _connect(self) -> Redis | RedisCluster:
         address = self._options.address
         if address.topology is Topology.CLUSTER:
-            arguments = {**self._arguments(), "ssl": address.tls, "retry": Retry(NoBackoff(), 0)}
+            arguments = {**self._arguments(), **self._tls(), "retry": Retry(NoBackoff(), 0)}
             return RedisCluster(startup_nodes=[ClusterNode(*host) for host in address.hosts], **arguments)
         if address.topology is Topology.SENTINEL:
             return self._master()
