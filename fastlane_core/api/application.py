@@ -58,9 +58,9 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     )
     answer_errors(app)
     guard(app, context)
-    app.url_value_preprocessor(canonical_ids)
-    app.before_request(check_path)
-    app.before_websocket(check_path)
+    for look in (check_path, canonical_ids):
+        app.before_request(look)
+        app.before_websocket(look)
     own = (tasks, bulk, jobs, schedules, retries, failures, executions, follow, pages, status, openapi, websocket)
     for blueprint in (*own, *blueprints):
         app.register_blueprint(blueprint)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 import uuid
-from collections.abc import MutableMapping
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from quart import has_request_context, request, websocket
@@ -44,11 +42,12 @@ def canonical_uuid(text: str) -> str | None:
     return str(uuid.UUID(text)) if _UUID.fullmatch(text) else None
 
 
-def canonical_ids(endpoint: str | None, values: MutableMapping[str, Any] | None) -> None:
+async def canonical_ids() -> None:
     """Read the ids in an address as `canonical_uuid`: however they are written, they name the same."""
-    for name in ("job_id", "execution_id"):
-        if values and name in values:
-            values[name] = canonical_uuid(values[name]) or values[name]
+    asked = request if has_request_context() else websocket
+    values = asked.view_args or {}
+    for name in values.keys() & {"job_id", "execution_id"}:
+        values[name] = canonical_uuid(values[name]) or values[name]
 
 
 def check_task_id(task_id: str) -> str:

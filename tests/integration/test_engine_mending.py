@@ -271,6 +271,9 @@ async def test_a_leftover_that_cannot_be_cleaned_up_keeps_nothing_else_from_it(
     for each in lost:
         stored = await fastlane.now(each)
         await fastlane.storage.put_execution(replace(stored, status=Status.FAILED, reason=Reason.ENGINE_LOST))
+    # Nobody has them in hand.
+    for lease in await fastlane.queue.claim("fake:default", worker="dead", capacity=50, limit=50, lease_seconds=60.0):
+        await fastlane.queue.ack(lease)
     fastlane.clock.advance(120)
     stuck = lost[0]
     discard = FakeRunner.discard

@@ -62,10 +62,14 @@ async def test_engine_that_refuses_is_unavailable_and_comes_back(
 
     await until("the lane has no place", is_out)
     assert "cannot be reached" in (await runner.availability(request.lane)).reason
-    hosts: Any = (await runner.health())["hosts"]
-    (host,) = hosts
-    assert (host["available"], host["port"]) == (False, proxy.port)
-    assert "refused" in host["error"]
+
+    async def is_told() -> bool:
+        hosts: Any = (await runner.health())["hosts"]
+        (host,) = hosts
+        assert (host["available"], host["port"]) == (False, proxy.port)
+        return "refused" in host["error"]
+
+    await until("the host's error says that it refuses", is_told)
     assert [report.error != "" for report in await runner.prune(older_than=0, dry_run=False)] == [True]
 
     proxy.pass_on()
