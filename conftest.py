@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["tests.services.fixtures"]
 
 #: Tests below these start containers and use both cores: one after the other, in one process of a parallel run.
-_HEAVY = ("tests/chaos", "tests/end_to_end", "plugins")
+_HEAVY = ("tests/chaos/", "tests/end_to_end/", "plugins/")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group tests for pytest-xdist's `--dist loadgroup`: what is heavy by itself, all else by file."""
-    for item in items:
-        path = item.path.relative_to(config.rootpath).as_posix()
-        group = "heavy" if path.startswith(_HEAVY) else path
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """How a parallel run is shared out."""
+    return _ByWeight(config, log)
+
+
+class _ByWeight(LoadScopeScheduling):
+    """What is heavy stays in one process; all else goes file by file to whichever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "heavy" if nodeid.startswith(_HEAVY) else nodeid.partition("::")[0]
