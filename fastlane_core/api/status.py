@@ -170,5 +170,6 @@ def _lanes(context: ApiContext, stats: Mapping[str, LaneStats]) -> dict[str, Jso
             "held": lane.held,
             "leased": lane.leased,
             "places": dict(lane.places or {}),
+            "reachable": lane.reachable,
         }
     return lanes

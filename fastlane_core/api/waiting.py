@@ -87,6 +87,8 @@ class WaitingReasons:
         if most is not None and running >= most:
             return f"a free slot: {running} of {most} over all lanes (MAX_RUNNING) are taken"
         stats = self._lanes.get(name, LaneStats())
+        if not stats.reachable:
+            return f"the queue, in which the lane {name} is out of reach"
         if stats.leased >= capacity:
             return f"a free slot in the lane {name}: {stats.leased} of {capacity} are taken"
         return f"its turn in the lane {name}: {stats.leased} of {capacity} slots are taken"

@@ -218,7 +218,11 @@ async def _waiting(application: Application, workers: Mapping[str, JsonObject]) 
     }
     found: list[Finding] = []
     for lane, stats in sorted((await application.queue.stats()).items()):
-        if workers and lane not in served and application.routing.lane(lane) is not None:
+        if not stats.reachable:
+            advice = "Bring the server of the queue that holds it back; what it has lost is put back from the storage."
+            message = "is out of reach in the queue, and grants nothing"
+            found.append(Finding(level=Level.PROBLEM, subject=f"lane {lane}", message=message, advice=advice))
+        elif workers and lane not in served and application.routing.lane(lane) is not None:
             message = f"{stats.waiting} wait and {stats.leased} are held, and no worker serves it"
             advice = f"Start a worker that does: fastlane worker --lanes {lane}."
             found.append(Finding(level=Level.PROBLEM, subject=f"lane {lane}", message=message, advice=advice))

@@ -75,7 +75,8 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Renewal:
-    """What a renewal found."""
+    """What a renewal found. A lease in a part of the queue that is out of reach is neither lost nor renewed, and named
+    nowhere."""
 
     #: Execution ids whose lease is held by somebody else now, or is gone.
     lost: frozenset[str] = frozenset()
@@ -111,6 +112,8 @@ class LaneStats:
     run_out: int = 0
     #: Leases by assigned place.
     places: Mapping[str, int] | None = None
+    #: False where the lane is out of reach while others are not: nothing is known of it.
+    reachable: bool = True
 
 
 class Subscription(ABC):
@@ -124,7 +127,9 @@ class Subscription(ABC):
 class Queue(ABC):
     """Every method raises QueueUnavailable when the server cannot be reached in time.
 
-    Each is atomic, and harmless when it is repeated because its answer was lost.
+    Each is atomic, and harmless when it is repeated because its answer was lost. A queue on several servers may have
+    lanes out of reach while others are not: `renew`, `hand_over`, `contains`, `stats` and `needs_rebuild` then go by
+    what can be reached, and raise if nothing can.
     """
 
     #: Whether `claim` can count the leases of all lanes.
@@ -201,7 +206,8 @@ class Queue(ABC):
     async def renew(self, leases: Sequence[Lease], lease_seconds: float) -> Renewal:
         """Make leases of one worker last `lease_seconds` from now.
 
-        One that ran out but was not claimed by another is renewed all the same.
+        One that ran out but was not claimed by another is renewed all the same. One that is out of reach is left alone:
+        nobody can claim it there either, and once it is back the next renewal tells whose it is.
         """
 
     @abstractmethod
@@ -214,7 +220,8 @@ class Queue(ABC):
 
     @abstractmethod
     async def hand_over(self, leases: Sequence[Lease]) -> None:
-        """Let the leases run out now; slots stay taken until another worker adopts. Leases lost are left out."""
+        """Let the leases run out now; slots stay taken until another worker adopts. Leases lost are left out, and those
+        out of reach run out in their time."""
 
     @abstractmethod
     async def cancel(self, execution_id: str) -> Cancelled:
@@ -222,7 +229,7 @@ class Queue(ABC):
 
     @abstractmethod
     async def contains(self, execution_ids: Sequence[str]) -> frozenset[str]:
-        """Those of the ids that wait or are leased."""
+        """Those of the ids that wait or are leased, or that may, as they are out of reach."""
 
     @abstractmethod
     async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
@@ -230,7 +237,7 @@ class Queue(ABC):
 
     @abstractmethod
     async def stats(self) -> Mapping[str, LaneStats]:
-        """Every lane that holds anything."""
+        """Every lane that holds anything, or may, as it is out of reach."""
 
     @abstractmethod
     async def wait(self, lanes: Sequence[str], timeout: float) -> None:
@@ -241,7 +248,10 @@ class Queue(ABC):
 
     @abstractmethod
     async def needs_rebuild(self) -> bool:
-        """Whether the queue has lost its data (or never had any): it grants nothing until `rebuilt`."""
+        """Whether the queue has lost its data (or never had any): it grants nothing until `rebuilt`.
+
+        What is out of reach counts as not lost; `rebuilt` lets none of it grant that was lost after all.
+        """
 
     @abstractmethod
     async def restore_leases(self, leases: Sequence[Lease], lease_seconds: float) -> None:

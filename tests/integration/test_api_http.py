@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 from quart import Blueprint
 from structlog.testing import capture_logs
 
+from fastlane_core.contracts.queue import LaneStats
 from fastlane_core.errors import QueueUnavailable
 from fastlane_core.models import Reason, Status, Stream
 from fastlane_core.settings import ApiSettings
@@ -406,6 +407,25 @@ async def test_what_is_refused_is_told_as_json(
     assert body["error"]
     if status == 405:
         assert "GET" in answer.headers["Allow"]
+
+
+async def test_a_lane_that_is_out_of_reach_in_the_queue_is_marked_and_the_others_are_told(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stats() -> Mapping[str, LaneStats]:
+        return {LANE: LaneStats(reachable=False), "fake:other": LaneStats(waiting=3)}
+
+    execution = await api.submit()
+    report = {"worker": "w", "at": time.time(), "lanes": {LANE: {"capacity": 2, "places": {"h:1": 2}, "reason": ""}}}
+    await api.storage.put_state("workers", "w", report, revision=None)
+    monkeypatch.setattr(api.queue, "stats", stats)
+
+    lanes = (await api.http.get("/status/")).json()["lanes"]
+    told = (await api.http.get(f"/tasks/t/jobs/{execution.job_id}/executions/{execution.id}")).json()
+
+    assert {name: lane["reachable"] for name, lane in lanes.items()} == {LANE: False, "fake:other": True}
+    assert lanes["fake:other"]["waiting"] == 3
+    assert told["execution"]["waitingFor"] == f"the queue, in which the lane {LANE} is out of reach"
 
 
 async def test_waiting_executions_say_what_for(api: Api) -> None:

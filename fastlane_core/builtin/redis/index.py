@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastlane_core.builtin.redis.keys import Keys, shard_of
-from fastlane_core.builtin.redis.servers import Servers
+from fastlane_core.builtin.redis.servers import Servers, of_those_that_answer
 
 #: Ids that one call looks at.
 CHUNK = 500
@@ -66,14 +66,16 @@ class ExecutionIndex:
     async def find(self, execution_ids: Iterable[str]) -> Mapping[str, Entry]:
         """The entries that there are."""
         found: dict[str, Entry] = {}
-
-        async def find(shard: int, ids: Sequence[str]) -> None:
-            key = self._keys.shard(shard)[0]
-            values = await self._servers.call(lambda client, _: client.execute_command("HMGET", key, *ids))
-            found.update({each: Entry.decode(value) for each, value in zip(ids, values, strict=True) if value})
-
-        await asyncio.gather(*(find(shard, ids) for shard, ids in _by_shard(execution_ids)))
+        for entries in await asyncio.gather(*(self._find(shard, ids) for shard, ids in _by_shard(execution_ids))):
+            found.update(entries)
         return found
+
+    async def find_what_answers(self, execution_ids: Iterable[str]) -> tuple[Mapping[str, Entry], frozenset[str]]:
+        """The entries in shards that answer, and the ids of which nothing is known."""
+        asked = list(_by_shard(execution_ids))
+        answers = await of_those_that_answer({place: self._find(*each) for place, each in enumerate(asked)})
+        found = {each: entry for entries in answers.values() for each, entry in entries.items()}
+        return found, frozenset(each for place, (_, ids) in enumerate(asked) if place not in answers for each in ids)
 
     async def replace(self, changes: Iterable[tuple[str, Entry, Entry | None]]) -> None:
         """Put another entry, or none, in the place of an expected one; one that is not as expected stays."""
@@ -88,11 +90,16 @@ class ExecutionIndex:
 
         await asyncio.gather(*(replace(shard, ids) for shard, ids in _by_shard(by_id)))
 
+    async def _find(self, shard: int, ids: Sequence[str]) -> Mapping[str, Entry]:
+        key = self._keys.shard(shard)[0]
+        values = await self._servers.call(lambda client, _: client.execute_command("HMGET", key, *ids), key=key)
+        return {each: Entry.decode(value) for each, value in zip(ids, values, strict=True) if value}
+
     async def scan(self, shard: int, cursor: int) -> tuple[int, Mapping[str, Entry]]:
         """Some entries of a shard, and where to go on; 0 at the end."""
         key = self._keys.shard(shard)[0]
         following, found = await self._servers.call(
-            lambda client, _: client.execute_command("HSCAN", key, cursor, "COUNT", CHUNK)
+            lambda client, _: client.execute_command("HSCAN", key, cursor, "COUNT", CHUNK), key=key
         )
         pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
         return int(following), {each.decode(): Entry.decode(value) for each, value in pairs}

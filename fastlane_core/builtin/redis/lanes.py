@@ -107,7 +107,7 @@ class Lanes:
     async def loads(self, lane: str) -> Mapping[str, int]:
         """Leases by place."""
         key = self._keys.lane_places(lane)
-        return _places(await self._servers.call(lambda client, _: client.execute_command("HGETALL", key)))
+        return _places(await self._servers.call(lambda client, _: client.execute_command("HGETALL", key), key=key))
 
     async def renew(self, lane: str, leases: Sequence[Lease], lease_seconds: float) -> tuple[set[str], set[str]]:
         """Extend those that are still held; the ids of the lost ones, and of those that were asked to stop."""
@@ -190,14 +190,14 @@ class Lanes:
         """Set or lift what holds for a key in lanes that are new."""
         name, quoted = self._keys.capacities, _quoted(key)
         if capacity is None:
-            await self._servers.call(lambda client, _: client.execute_command("HDEL", name, quoted))
+            await self._servers.call(lambda client, _: client.execute_command("HDEL", name, quoted), key=name)
         else:
-            await self._servers.call(lambda client, _: client.execute_command("HSET", name, quoted, capacity))
+            await self._servers.call(lambda client, _: client.execute_command("HSET", name, quoted, capacity), key=name)
 
     async def limits(self) -> Mapping[str, int]:
         """What was set for keys."""
         name = self._keys.capacities
-        found = await self._servers.call(lambda client, _: client.execute_command("HGETALL", name))
+        found = await self._servers.call(lambda client, _: client.execute_command("HGETALL", name), key=name)
         return {unquote(key): capacity for key, capacity in _places(found).items()}
 
     async def stats(self, lane: str) -> LaneStats:
@@ -222,7 +222,7 @@ class Lanes:
         """The index entries of some of the items, and where to go on; 0 at the end."""
         key = self._keys.lane_items(lane)
         following, found = await self._servers.call(
-            lambda client, _: client.execute_command("HSCAN", key, cursor, "COUNT", CHUNK)
+            lambda client, _: client.execute_command("HSCAN", key, cursor, "COUNT", CHUNK), key=key
         )
         pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
         return int(following), {each.decode(): Entry(record.split(b" ", 3)[2].decode(), lane) for each, record in pairs}

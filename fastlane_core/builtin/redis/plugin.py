@@ -43,7 +43,10 @@ class RedisSettings(BaseModel):
         description="Longest time that a call of the queue may take, attempts included, in seconds.",
     )
     redis_connections: int = Field(
-        16, ge=1, le=1000, description="Connections that each process uses at a time; further calls wait for one."
+        16,
+        ge=1,
+        le=1000,
+        description="Connections that each process uses at a time to each server; further calls wait for one.",
     )
 
     @field_validator("redis_url")

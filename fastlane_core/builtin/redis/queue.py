@@ -14,7 +14,13 @@ from fastlane_core.builtin.redis.index import CHUNK, Entry, ExecutionIndex, chun
 from fastlane_core.builtin.redis.keys import INDEX_SHARDS, Keys
 from fastlane_core.builtin.redis.lanes import Added, Lanes
 from fastlane_core.builtin.redis.rebuilding import Rebuilding
-from fastlane_core.builtin.redis.servers import OLDEST_SERVER, ConnectionOptions, Servers, end_task
+from fastlane_core.builtin.redis.servers import (
+    OLDEST_SERVER,
+    ConnectionOptions,
+    Servers,
+    end_task,
+    of_those_that_answer,
+)
 from fastlane_core.builtin.redis.wakeups import Wakeups
 from fastlane_core.contracts.queue import Cancelled, LaneStats, Lease, Limit, Queue, QueueItem, Renewal, Subscription
 from fastlane_core.errors import QueueUnavailable
@@ -125,8 +131,8 @@ class RedisQueue(Queue):
     async def renew(self, leases: Sequence[Lease], lease_seconds: float) -> Renewal:
         lost: set[str] = set()
         stop: set[str] = set()
-        for lane, its in _by_lane(leases).items():
-            lost_here, stop_here = await self._lanes.renew(lane, its, lease_seconds)
+        calls = {lane: self._lanes.renew(lane, its, lease_seconds) for lane, its in _by_lane(leases).items()}
+        for lost_here, stop_here in (await of_those_that_answer(calls)).values():
             lost |= lost_here
             stop |= stop_here
         return Renewal(lost=frozenset(lost), stop=frozenset(stop))
@@ -147,8 +153,8 @@ class RedisQueue(Queue):
         await self._lanes.release(lease, delay)
 
     async def hand_over(self, leases: Sequence[Lease]) -> None:
-        for lane, its in _by_lane(leases).items():
-            await self._lanes.hand_over(lane, its)
+        # What cannot be reached runs out by itself.
+        await of_those_that_answer({lane: self._lanes.hand_over(lane, its) for lane, its in _by_lane(leases).items()})
 
     async def cancel(self, execution_id: str) -> Cancelled:
         entry = (await self._index.find([execution_id])).get(execution_id)
@@ -160,18 +166,20 @@ class RedisQueue(Queue):
         return cancelled
 
     async def contains(self, execution_ids: Sequence[str]) -> frozenset[str]:
-        return await self._present(await self._index.find(execution_ids))
+        entries, unknown = await self._index.find_what_answers(execution_ids)
+        return await self._present(entries) | unknown
 
     async def peek(self, lane: str, limit: int) -> Sequence[QueueItem]:
         return await self._lanes.peek(lane, limit, promote=not self._only_looks)
 
     async def stats(self) -> Mapping[str, LaneStats]:
-        lanes = await self._rebuilding.lanes()
-        counted = await asyncio.gather(*(self._lanes.stats(lane) for lane in lanes))
+        lanes = await self._rebuilding.lanes_as_far_as_known()
+        counted = await of_those_that_answer({lane: self._lanes.stats(lane) for lane in lanes})
+        found = {lane: counted.get(lane, LaneStats(reachable=False)) for lane in lanes}
         return {
             lane: stats
-            for lane, stats in zip(lanes, counted, strict=True)
-            if stats.waiting or stats.delayed or stats.leased or stats.held
+            for lane, stats in found.items()
+            if stats.waiting or stats.delayed or stats.leased or stats.held or not stats.reachable
         }
 
     async def wait(self, lanes: Sequence[str], timeout: float) -> None:
@@ -302,9 +310,11 @@ class RedisQueue(Queue):
                     break
 
     async def _present(self, entries: Mapping[str, Entry]) -> frozenset[str]:
-        """Those of the executions that are where their entries say."""
-        found = await asyncio.gather(*(self._lanes.present(lane, ids) for lane, ids in _ids_by_lane(entries).items()))
-        return frozenset[str]().union(*found)
+        """Those of the executions that are where their entries say, or may be, in a lane that is out of reach."""
+        by_lane = _ids_by_lane(entries)
+        found = await of_those_that_answer({lane: self._lanes.present(lane, ids) for lane, ids in by_lane.items()})
+        unknown = (each for lane, ids in by_lane.items() if lane not in found for each in ids)
+        return frozenset(unknown).union(*found.values())
 
 
 def _item(record: QueueItem | Lease) -> QueueItem:

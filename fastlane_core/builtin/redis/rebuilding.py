@@ -12,11 +12,16 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
+from typing import Final
 
 from fastlane_core.builtin.redis.index import ExecutionIndex
 from fastlane_core.builtin.redis.keys import INDEX_SHARDS, Keys
 from fastlane_core.builtin.redis.lanes import Lanes
-from fastlane_core.builtin.redis.servers import Servers
+from fastlane_core.builtin.redis.servers import Servers, of_those_that_answer
+from fastlane_core.errors import QueueUnavailable
+
+#: The name of no loss.
+_NO_LOSS: Final = "none"
 
 
 class Rebuilding:
@@ -29,14 +34,29 @@ class Rebuilding:
         self._index = index
         #: Losses that this process has found, by key of the state.
         self._losses: dict[str, str] = {}
+        #: States that were asked about when these were found.
+        self._asked: frozenset[str] = frozenset()
+        #: Lanes that were listed last.
+        self._listed: Sequence[str] = ()
         #: Lanes that this process has registered.
         self._known: set[str] = set()
 
     async def lanes(self) -> Sequence[str]:
         """Every lane that was ever put to."""
         key = self._keys.registry[0]
-        found = await self._servers.call(lambda client, _: client.execute_command("SMEMBERS", key))
-        return sorted(each.decode() for each in found)
+        found = await self._servers.call(lambda client, _: client.execute_command("SMEMBERS", key), key=key)
+        self._listed = sorted(each.decode() for each in found)
+        return self._listed
+
+    async def lanes_as_far_as_known(self) -> Sequence[str]:
+        """`lanes`, or those that this process has heard of where the registry alone may be out of reach."""
+        try:
+            return await self.lanes()
+        except QueueUnavailable:
+            known = sorted({*self._listed, *self._known})
+            if not known:
+                raise
+            return known
 
     async def register(self, lane: str, *, again: bool = False) -> None:
         """Make the lane known, and ready to grant if it is new to a queue that is whole.
@@ -63,22 +83,35 @@ class Rebuilding:
             await self.register(lane, again=True)
 
     async def is_needed(self, *, note: bool = True) -> bool:
-        """Whether anything was lost and not put back; `note` gives each loss a name, which `finish` needs."""
-        states = [self._keys.registry[-1], *(self._keys.lane_state(lane) for lane in await self.lanes())]
+        """Whether anything was lost and not put back, as far as can be seen: what is out of reach grants nothing.
+
+        `note` gives each loss a name, which `finish` needs.
+        """
+        lanes = await self.lanes_as_far_as_known()
+        states = [self._keys.registry[-1], *map(self._keys.lane_state, lanes)]
         states += [self._keys.shard(number)[-1] for number in range(INDEX_SHARDS)]
         if not note:
-            return not all(await asyncio.gather(*map(self._is_whole, states)))
+            looked_at = await of_those_that_answer({state: self._is_whole(state) for state in states})
+            return not all(looked_at.values())
         name = uuid.uuid4().hex
-        found = await asyncio.gather(*(self._servers.run("marker_inspect", [state], [name]) for state in states))
-        self._losses = {state: loss.decode() for state, loss in zip(states, found, strict=True) if loss}
+        calls = {state: self._servers.run("marker_inspect", [state], [name]) for state in states}
+        found = await of_those_that_answer(calls)
+        self._losses = {state: loss.decode() for state, loss in found.items() if loss}
+        self._asked = frozenset(states)
         return bool(self._losses)
 
     async def _is_whole(self, state: str) -> bool:
-        return bool(await self._servers.call(lambda client, _: client.execute_command("HEXISTS", state, "generation")))
+        return bool(
+            await self._servers.call(
+                lambda client, _: client.execute_command("HEXISTS", state, "generation"), key=state
+            )
+        )
 
     async def finish(self) -> None:
         """Everything was put back: mark what was lost as whole, unless it was lost once more."""
         losses, self._losses = self._losses, {}
+        # What was whole or out of reach when it was looked at, and is without a marker now, was not put back.
+        losses = {**dict.fromkeys(self._asked, _NO_LOSS), **losses}
         registry = self._keys.registry[-1]
         if not await self._complete(registry, losses.get(registry, "")):
             return
@@ -87,6 +120,7 @@ class Rebuilding:
         for lane in lanes:
             state = self._keys.lane_state(lane)
             await self._complete(state, losses.get(state, ""))
+        self._asked = frozenset()
 
     async def _restore_index(self, lanes: Sequence[str], losses: dict[str, str]) -> None:
         """Shards that were lost get the entries of what the lanes hold."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
@@ -21,6 +22,7 @@ from redis.exceptions import (
     RedisClusterException,
     RedisError,
     ResponseError,
+    SlotNotCoveredError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -32,6 +34,7 @@ from fastlane_core.builtin.redis.url import RedisAddress, Topology
 from fastlane_core.errors import QueueUnavailable
 
 Answer = TypeVar("Answer")
+Part = TypeVar("Part")
 #: What a script answers: integers, bytes, None, and lists of these.
 Reply = Any
 
@@ -67,7 +70,7 @@ class ConnectionOptions:
     sentinel_password: str | None
     #: Seconds that a call may take in all.
     timeout: float
-    #: Calls under way at a time.
+    #: Calls under way at a time, to each server.
     connections: int
 
 
@@ -80,7 +83,8 @@ class Servers:
         self.place = options.address.place
         #: Whether one server holds everything, so that a script may touch any keys.
         self.holds_all = options.address.topology is not Topology.CLUSTER
-        self._slots = asyncio.Semaphore(options.connections)
+        #: Calls under way, by server: one that hangs must not hold up calls to others.
+        self._slots: dict[str, asyncio.Semaphore] = {}
         self._client: Redis | RedisCluster | None = None
         self._sentinel: Sentinels | None = None
 
@@ -114,20 +118,23 @@ class Servers:
                 # A server that was restarted, or has just become the master.
                 return await client.execute_command("EVAL", found.source, *rest)
 
-        return await self.call(attempt)
+        return await self.call(attempt, key=keys[0])
 
-    async def call(self, attempt: Callable[[Redis | RedisCluster, bool], Awaitable[Answer]]) -> Answer:
-        """Try until it works or the time is up. Raises QueueUnavailable."""
+    async def call(
+        self, attempt: Callable[[Redis | RedisCluster, bool], Awaitable[Answer]], *, key: str | None = None
+    ) -> Answer:
+        """Try until it works or the time is up. `key` is one of those that are asked for. Raises QueueUnavailable."""
         trouble: Exception | None = None
         task = asyncio.current_task()
         cancellations = task.cancelling() if task is not None else 0
         try:
-            async with asyncio.timeout(self.timeout), self._slots:
+            async with asyncio.timeout(self.timeout):
                 pause = _FIRST_PAUSE
                 while True:
                     client = self._opened()
                     try:
-                        answer = await attempt(client, trouble is not None)
+                        async with self._slot(client, key):
+                            answer = await attempt(client, trouble is not None)
                         # redis-py sends with asyncio.wait_for, which may drop a cancellation before Python 3.12.
                         if task is not None and task.cancelling() > cancellations:
                             raise asyncio.CancelledError
@@ -176,6 +183,14 @@ class Servers:
             return {str(key): str(value) for key, value in text.items()}
 
         return await self.call(ask)
+
+    def _slot(self, client: Redis | RedisCluster, key: str | None) -> asyncio.Semaphore:
+        server = ""
+        if key is not None and isinstance(client, RedisCluster):
+            with suppress(SlotNotCoveredError):
+                node = client.get_node_from_key(key)
+                server = node.name if node is not None else ""
+        return self._slots.setdefault(server, asyncio.Semaphore(self._options.connections))
 
     def _opened(self) -> Redis | RedisCluster:
         if self._client is None:
@@ -262,6 +277,22 @@ class Servers:
 async def ask(client: Redis, *command: str) -> Reply:
     """What one server answers. Raises RedisError, OSError."""
     return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+async def of_those_that_answer(calls: Mapping[Part, Awaitable[Answer]]) -> Mapping[Part, Answer]:
+    """What calls to parts of a queue give, without those that cannot be reached. QueueUnavailable if none can."""
+    answers: dict[Part, Answer] = {}
+    trouble: QueueUnavailable | None = None
+    for name, answer in zip(calls, await asyncio.gather(*calls.values(), return_exceptions=True), strict=True):
+        if isinstance(answer, QueueUnavailable):
+            trouble = answer
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            answers[name] = answer
+    if trouble is not None and not answers:
+        raise trouble
+    return answers
 
 
 async def end_task(task: asyncio.Task[None]) -> None:
