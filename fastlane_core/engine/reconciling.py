@@ -65,19 +65,28 @@ class Reconciler:
             await asyncio.sleep(pause)
 
     async def reconcile(self) -> None:
-        """One pass. Raises StorageUnavailable, QueueUnavailable."""
+        """One pass. Raises StorageUnavailable, QueueUnavailable.
+
+        Each step is taken although the queue refused one before: a part of it may be out of reach.
+        """
         if await self._context.queue.needs_rebuild():
             await rebuild_queue(self._context, self._keeper.leases())
-        await self._task_limits.compare()
-        await self._mend_unfinished()
-        for misfit in await self._inspection.heads():
-            await self._remove_from_queue(misfit)
-        for misfit in await self._inspection.owing():
-            await self._make_next_attempt(misfit)
-        async for misfit in self._inspection.closed_lanes():
-            await self._route_anew(misfit)
-        await self._adopt_in_closed_lanes()
-        await self._remove_old()
+        trouble: QueueUnavailable | None = None
+        for step in (
+            self._task_limits.compare,
+            self._mend_unfinished,
+            self._empty_heads,
+            self._make_next_attempts,
+            self._route_closed_lanes_anew,
+            self._adopt_in_closed_lanes,
+            self._remove_old,
+        ):
+            try:
+                await step()
+            except QueueUnavailable as error:
+                trouble = error
+        if trouble is not None:
+            raise trouble
 
     # Executions that have not ended
 
@@ -168,6 +177,18 @@ class Reconciler:
         self._note(misfit, "asked again", execution)
 
     # What the queue should not hold, and what is owed
+
+    async def _empty_heads(self) -> None:
+        for misfit in await self._inspection.heads():
+            await self._remove_from_queue(misfit)
+
+    async def _make_next_attempts(self) -> None:
+        for misfit in await self._inspection.owing():
+            await self._make_next_attempt(misfit)
+
+    async def _route_closed_lanes_anew(self) -> None:
+        async for misfit in self._inspection.closed_lanes():
+            await self._route_anew(misfit)
 
     async def _remove_from_queue(self, misfit: Misfit) -> None:
         # Claimed meanwhile, it is dropped by whoever has it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastlane_core.builtin.sqlite.queue import SqliteQueue
 from fastlane_core.contracts.queue import QueueItem
 from fastlane_core.engine.identifiers import retry_id
 from fastlane_core.engine.presence import WORKERS_SCOPE
-from fastlane_core.errors import RunnerError
+from fastlane_core.errors import QueueUnavailable, RunnerError
 from fastlane_core.models import Event, EventKind, Execution, Mending, Reason, RunHandle, Status
 from fastlane_core.testing.fake_engine import FakeEngine
 from fastlane_core.testing.fake_runner import FakeRunner
@@ -97,6 +97,21 @@ async def test_an_execution_that_the_queue_never_got_is_put_there(fastlane: Depl
     async with fastlane.worker():
         assert (await fastlane.ended(execution)).status is Status.DONE
     assert any(event.kind is EventKind.EXECUTION_MENDED for event in fastlane.events)
+
+
+async def test_what_a_part_of_the_queue_that_is_out_of_reach_refuses_keeps_nothing_else_from_being_mended(
+    fastlane: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused() -> Mapping[str, int]:
+        raise QueueUnavailable("the server that has the limits is out of reach")
+
+    await fastlane.queue.rebuilt()
+    execution = await fastlane.submit("true")
+    await fastlane.queue.cancel(execution.id)
+    fastlane.clock.advance(60)
+    monkeypatch.setattr(fastlane.queue, "limits", refused)
+    async with fastlane.worker():
+        assert (await fastlane.ended(execution)).status is Status.DONE
 
 
 async def test_jobs_of_a_lane_that_is_not_offered_any_more_move_to_another(fastlane: Deployment) -> None:
