@@ -104,8 +104,34 @@ async def test_nothing_is_asked_where_the_queue_is_another() -> None:
     assert list(await check(f"redis://127.0.0.1:{free_port()}", queue="sqlite")) == []
 
 
+async def test_a_master_that_needs_no_replica_for_its_writes_is_told(redis_sentinels: SentinelGroup) -> None:
+    password, master = redis_sentinels.sentinel_password, redis_sentinels.master()
+
+    (found,) = [
+        each for each in await check(redis_sentinels.url, redis_sentinel_password=password) if each.level != "ok"
+    ]
+
+    assert (found.level, found.subject) == ("warning", f"Redis 127.0.0.1:{master.port}")
+    assert "min-replicas-to-write 0" in found.message
+    assert found.advice.startswith("Set min-replicas-to-write 1")
+
+
+def test_before_a_lone_replica_is_needed_a_second_one_is_advised_and_nothing_where_the_setting_is_unknown() -> None:
+    about = {"redis_version": "7.0.15", "role": "master", "aof_enabled": 1, "connected_slaves": 1}
+
+    _, finding = judge_server(Look(name="a", about=about, needed_replicas=0), is_master=True)
+
+    assert finding.advice.startswith("Add a second replica")
+    assert len(judge_server(Look(name="a", about=about), is_master=True)) == 1
+
+
 async def test_sentinels_that_agree_are_well_and_so_are_their_servers(redis_sentinels: SentinelGroup) -> None:
-    findings = await check(redis_sentinels.url, redis_sentinel_password=redis_sentinels.sentinel_password)
+    with redis_sentinels.master().client() as client:
+        client.config_set("min-replicas-to-write", 1)
+        try:
+            findings = await check(redis_sentinels.url, redis_sentinel_password=redis_sentinels.sentinel_password)
+        finally:
+            client.config_set("min-replicas-to-write", 0)
 
     assert wrong(findings) == []
     master = redis_sentinels.master().port
@@ -145,7 +171,10 @@ async def test_a_name_that_the_sentinels_do_not_know_is_told(redis_sentinels: Se
 async def test_a_cluster_that_is_whole_is_well(redis_cluster: ClusterGroup) -> None:
     findings = await check(redis_cluster.url)
 
-    assert wrong(findings) == []
+    # Each shard has one replica, so a server that takes over could need none.
+    told = wrong(findings)
+    assert {subject for subject, _ in told} == {f"Redis 127.0.0.1:{each.port}" for each in redis_cluster.masters()}
+    assert all("min-replicas-to-write 0" in message for _, message in told)
     (slots,) = [each.message for each in findings if each.subject == "cluster"]
     assert slots == "16384 of 16384 slots are served, the state is ok"
     servers = {each.subject for each in findings if each.subject.startswith("Redis ")}

@@ -232,6 +232,9 @@ async def traffic(url: str, fail_over: Callable[[], None], deployment: str | Non
                 await work.reached(400)
                 # Whatever the failover has lost is mended: from here on each is granted once.
                 work.granted.clear()
+                # Across it no capacity can be held to: grants that were answered before a replica had them are gone.
+                # `min-replicas-to-write` looks only at when replicas were heard of last, and WAIT tells that a replica
+                # has a grant, but does not undo one that none has; it would cost each claim a round trip as well.
                 work.most_at_once = 0
                 fresh = [new_id() for _ in range(100)]
                 await work.put(queues[3], fresh)

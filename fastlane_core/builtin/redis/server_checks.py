@@ -28,6 +28,8 @@ class Look:
     about: Mapping[str, Any] = field(default_factory=dict)
     #: Its setting `save`; None where the user may not ask for it.
     snapshots: str | None = None
+    #: Replicas that must have what it takes (`min-replicas-to-write`), likewise.
+    needed_replicas: int | None = None
     #: By how many seconds, at least and at most, its clock is ahead of this machine's.
     ahead: tuple[float, float] | None = None
     trouble: str = ""
@@ -42,22 +44,29 @@ async def look_at(servers: Servers, host: tuple[str, int] | None, name: str, clo
         seconds, microseconds = await ask(client, "TIME")
         after = clock()
         theirs = float(seconds) + float(microseconds) / 1_000_000
-        snapshots = await _snapshots(client)
+        snapshots = await _setting(client, "save")
+        needed = await _setting(client, "min-replicas-to-write")
     except (RedisError, OSError, TimeoutError) as error:
         return Look(name=name, trouble=f"does not answer: {str(error) or type(error).__name__}")
     finally:
         await client.aclose()
-    return Look(name=name, about=about, snapshots=snapshots, ahead=(theirs - after, theirs - before))
+    return Look(
+        name=name,
+        about=about,
+        snapshots=snapshots,
+        needed_replicas=None if needed is None else int(needed or 0),
+        ahead=(theirs - after, theirs - before),
+    )
 
 
-async def _snapshots(client: Redis) -> str | None:
+async def _setting(client: Redis, name: str) -> str | None:
     try:
-        found = await ask(client, "CONFIG GET", "save")
+        found = await ask(client, "CONFIG GET", name)
     except ResponseError:
         # The queue's user needs no administrator's commands.
         return None
     pairs = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
-    value = pairs.get("save", pairs.get(b"save", ""))
+    value = pairs.get(name, pairs.get(name.encode(), ""))
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -71,7 +80,12 @@ def judge_server(look: Look, *, is_master: bool) -> Sequence[Finding]:
     version, role = str(about.get("redis_version")), "master" if about.get("role") == "master" else "replica"
     replicas = f" of {about.get('connected_slaves', 0)} replicas" if role == "master" else ""
     answer = Finding(level=Level.OK, subject=subject, message=f"answers: Redis {version}, {role}{replicas}")
-    wrong = [*_judge_state(about, version, is_master=is_master), *_judge_memory(about), *_judge_disk(look)]
+    wrong = [
+        *_judge_state(about, version, is_master=is_master),
+        *_judge_replication(look),
+        *_judge_memory(about),
+        *_judge_disk(look),
+    ]
     return [
         answer,
         *(Finding(level=level, subject=subject, message=message, advice=advice) for level, message, advice in wrong),
@@ -104,6 +118,20 @@ def _judge_state(about: Mapping[str, Any], version: str, *, is_master: bool) -> 
         yield Level.WARNING, message, "See whether the two reach each other, and what their logs say."
     if about.get("loading") not in (None, 0):
         yield Level.WARNING, "is still loading its data", "Wait: it answers no call of the queue until then."
+
+
+def _judge_replication(look: Look) -> Iterator[tuple[Level, str, str]]:
+    replicas = int(look.about.get("connected_slaves", 0)) if look.about.get("role") == "master" else 0
+    if not replicas or look.needed_replicas != 0:
+        return
+    message = (
+        "takes writes while no replica follows (min-replicas-to-write 0): what it grants then is lost when one takes "
+        "over, and a lane runs more than its capacity until that is mended"
+    )
+    advice = "Set min-replicas-to-write 1, and min-replicas-max-lag to a few seconds, on it and on its replicas."
+    if replicas == 1:
+        advice = f"Add a second replica: with one alone, the server that takes over has none. {advice}"
+    yield Level.WARNING, message, advice
 
 
 def _judge_memory(about: Mapping[str, Any]) -> Iterator[tuple[Level, str, str]]:
