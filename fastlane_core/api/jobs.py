@@ -41,12 +41,14 @@ async def job_details(task_id: str, job_id: str) -> Response:
         shape = await execution_shape(context, execution, waiting, log_bytes=context.limits.listed_log_bytes)
         executions.append({**shape, "url": links.execution(task_id, job_id, execution.id)})
     last = page.items[0] if page.items else None
-    return json_answer(
+    answer = json_answer(
         {
             "task": task_link(task_id, links),
             "job": job_shape(context, job, last=last, count=count, executions=executions),
         }
     )
+    answer.set_etag(str(job.generation))
+    return answer
 
 
 @blueprint.put("/")

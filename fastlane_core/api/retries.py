@@ -58,6 +58,9 @@ async def retry_job(task_id: str, job_id: str) -> Response:
 async def retry_jobs(task_id: str) -> Response:
     """Run the jobs of a task again that failed, timed out or expired, or those that the body selects."""
     context = current_context()
+    for name in request.args:
+        # Passed over, it would have other jobs run again than its caller meant.
+        raise InvalidInput(name[:100], "is in the address: the body says which jobs are run again")
     await find_task(context, task_id)
     wanted, _ = await parsed_body(_parsed)
     done = await context.retrying.retry_many(

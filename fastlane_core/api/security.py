@@ -19,8 +19,8 @@ from fastlane_core.api.answers import Refused
 from fastlane_core.api.context import ApiContext
 
 _ALLOWED_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
-_ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
-_EXPOSED_HEADERS = "Fastlane-Exit-Code, Retry-After"
+_ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID"
+_EXPOSED_HEADERS = "ETag, Fastlane-Exit-Code, Retry-After"
 _PREFLIGHT_SECONDS = "600"
 #: Headers of every answer that does not have one of its own, and of those that no other origin may read.
 _MARKS = (

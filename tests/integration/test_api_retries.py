@@ -103,6 +103,7 @@ async def test_a_put_answers_as_a_submission_does_and_makes_a_job_of_that_id(api
     assert sorted(body) == keys
     assert body["jobId"] == job_id
     assert answer.headers["ETag"] == '"0"'
+    assert (await api.http.get(answer.json()["jobUrl"])).headers["ETag"] == '"0"'
     # Undashed, in upper case and without a slash, it is the same job.
     answer = await api.http.put(f"/tasks/t/jobs/{uuid.UUID(job_id).hex.upper()}", json={**JOB, "command": "second"})
     assert (answer.json()["jobId"], answer.headers["ETag"]) == (job_id, '"1"')
@@ -229,6 +230,14 @@ async def test_jobs_of_a_task_are_run_again_by_how_they_ended(api: Api) -> None:
     ]
     for selection in nothing:
         assert (await api.http.post("/tasks/many/retry/", json=selection)).json()["retried"] == []
+
+
+async def test_a_selection_in_the_address_is_refused_and_runs_nothing_again(api: Api) -> None:
+    await put(api, str(uuid.uuid4()))
+
+    answer = await api.http.post("/tasks/t/retry?status=done")
+
+    assert (answer.status_code, answer.json()["field"]) == (400, "status")
 
 
 async def test_many_are_run_again_some_at_a_time(api: Api) -> None:
