@@ -8,7 +8,7 @@ from datetime import datetime
 from fastlane_core.durations import parse_duration
 from fastlane_core.errors import InvalidInput
 
-#: Furthest that a start or an end may be ahead: ten years, in seconds.
+#: Furthest that a start, or an end that is told as a length of time, may be ahead: ten years, in seconds.
 _FURTHEST = 3653 * 86_400.0
 #: The end of the year 9999; a later moment is most likely one in milliseconds.
 _LAST_MOMENT = 253_402_300_799.0
@@ -44,8 +44,8 @@ def expiration_moment(at: float | str | None, after: str | None, *, now: float) 
     if at is not None and after is not None:
         raise InvalidInput("expiresIn", "there is an expiration as well: expected one of the two at most")
     end = _moment("expiration", at, "expiresIn", after, now=now)
-    if end is not None and end > now + _FURTHEST:
-        raise InvalidInput("expiration" if after is None else "expiresIn", "is more than ten years ahead")
+    if after is not None and end is not None and end > now + _FURTHEST:
+        raise InvalidInput("expiresIn", "is more than ten years ahead")
     return end
 
 

@@ -22,6 +22,7 @@ from fastlane_core.engine.routing import Routing, TaskLimit
 from fastlane_core.engine.scheduling import Scheduler
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
+from fastlane_core.engine.sweeping import Sweeper
 from fastlane_core.errors import Conflict, InvalidInput
 from fastlane_core.models import Execution
 from fastlane_core.testing.fake_engine import FakeEngine
@@ -240,24 +241,22 @@ class SimulatedWorker:
         )
         self.keeper = LeaseKeeper(self._context)
         self._reconciler = Reconciler(self._context, self.keeper)
+        self._sweeper = Sweeper(self._context, self.keeper)
 
     def claim(self) -> None:
         """Claim all that there is room for."""
         (lane,) = self._context.routing.lanes()
-        loop = ClaimLoop(self._context, lane, self._context.routing.runners[0], self.keeper)
-        task = self._world.loop.begin(self.process, loop.run())
-        self._world.advance()
-        if not self.process.paused:
-            task.cancel()
-            self._world.advance()
+        self._drive(ClaimLoop(self._context, lane, self._context.routing.runners[0], self.keeper).run())
 
     def renew(self) -> None:
-        """Renew its leases."""
+        """Renew its leases, and heed the stops that are told of with them."""
         self._world.run(self.process, self.keeper.renew())
+        if not self.process.paused:
+            self._drive(self.keeper.heed_stops())
 
     def reconcile(self) -> None:
-        """One pass."""
-        self._world.run(self.process, self._reconciler.reconcile())
+        """One pass, and a sweep of what is left on the engine."""
+        self._world.run(self.process, self._mend())
 
     def fire(self) -> None:
         """Fire what is due."""
@@ -270,6 +269,18 @@ class SimulatedWorker:
         self._world.run(self.process, self.keeper.hand_over())
         self.process.kill()
         self._world.advance()
+
+    def _drive(self, loop: Coroutine[object, object, None]) -> None:
+        """Let a loop do what there is to do at this moment."""
+        task = self._world.loop.begin(self.process, loop)
+        self._world.advance()
+        if not self.process.paused:
+            task.cancel()
+            self._world.advance()
+
+    async def _mend(self) -> None:
+        await self._reconciler.reconcile()
+        await self._sweeper.sweep()
 
     async def _fire_all(self, now: float) -> bool:
         scheduler = Scheduler(self._context)
