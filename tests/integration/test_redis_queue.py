@@ -434,8 +434,9 @@ async def use_by_tls(url: str, deployment: str, authority: Authority, *, sentine
         await waiting
         await queue.ack(await claim_one(queue))
         assert not await queue.needs_rebuild()
-    for refused in (TlsFiles(), TlsFiles(ca=authority.ca)):
-        with pytest.raises(QueueUnavailable, match="certificate"):
+    # A server that wants a certificate may hang up before its word of that has come.
+    for refused, told in ((TlsFiles(), "certificate"), (TlsFiles(ca=authority.ca), "")):
+        with pytest.raises(QueueUnavailable, match=told):
             await redis_queue(url, deployment, tls=refused, sentinel_password=sentinel_password, timeout=1.0).open()
 
 
