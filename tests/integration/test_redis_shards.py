@@ -35,13 +35,14 @@ class Shards:
         with cluster.servers[0].client() as client:
             nodes = client.execute_command("CLUSTER NODES")
         about = [nodes[f"127.0.0.1:{server.port}"] for server in cluster.servers]
-        # The third of the masters: the URL names the others.
-        (self._range,) = [range(int(first), int(last) + 1) for first, last in about[2]["slots"]]
-        replica = next(number for number, node in enumerate(about) if node["master_id"] == about[2]["node_id"])
-        self._lost, self._whole = [cluster.servers[2], cluster.servers[replica]], cluster.servers[0]
+        # That of the first node in the URL, which redis-py also asks what is not about any key.
+        (self._range,) = [range(int(first), int(last) + 1) for first, last in about[0]["slots"]]
+        replica = next(number for number, node in enumerate(about) if node["master_id"] == about[0]["node_id"])
+        self._lost, self._whole = [cluster.servers[0], cluster.servers[replica]], cluster.servers[1]
         deployment = next(each for each in new_ids() if self._has(Keys(each).registry[0]) is registry_is_lost)
         self._keys = Keys(deployment)
-        self.queue = redis_queue(cluster.url, deployment, timeout=CALL, connections=CONNECTIONS)
+        self.url = cluster.url
+        self.queue = redis_queue(self.url, deployment, timeout=CALL, connections=CONNECTIONS)
 
     def lanes(self, count: int, *, lost: bool) -> Sequence[str]:
         """Names of lanes; in alphabetical order, lost ones come first."""
@@ -121,6 +122,37 @@ async def test_leases_in_lanes_that_can_be_reached_are_renewed(tmp_path: Path, h
             await queue.renew(lost, LEASE)
 
 
+@pytest.mark.parametrize("how", ["hang", "end"])
+async def test_lanes_that_can_be_reached_are_used_while_calls_to_others_wait(tmp_path: Path, how: str) -> None:
+    async with opened(tmp_path) as shards:
+        lost = await shards.leases(shards.lanes(2 * CONNECTIONS, lost=True))
+        (lane,) = shards.lanes(1, lost=False)
+        await shards.leases([lane])
+        shards.lose(how)
+
+        async def keep_trying(lease: Lease) -> None:
+            while True:
+                with suppress(QueueUnavailable):
+                    await shards.queue.renew([lease], LEASE)
+
+        trying = [asyncio.create_task(keep_trying(each)) for each in lost]
+        try:
+            await asyncio.sleep(CALL)
+            for _ in range(100):
+                (lease,) = await shards.leases([lane])
+                await shards.queue.ack(lease)
+                await asyncio.sleep(0.02)
+            # What is asked without a key goes to a server that answers.
+            await until_it_answers(shards.queue.clock)
+            another = redis_queue(shards.url, new_id(), timeout=CALL)
+            await until_it_answers(another.open)
+            await another.close()
+        finally:
+            for each in trying:
+                each.cancel()
+            await asyncio.gather(*trying, return_exceptions=True)
+
+
 @pytest.mark.parametrize("registry_is_lost", [False, True])
 async def test_what_can_be_reached_is_told_and_what_cannot_is_marked(tmp_path: Path, registry_is_lost: bool) -> None:
     async with opened(tmp_path, registry_is_lost=registry_is_lost) as shards:
@@ -165,9 +197,9 @@ async def test_what_was_lost_while_it_was_out_of_reach_grants_nothing_until_it_w
         assert ids(await claim(queue, lane, capacity=2)) == ["new"]
 
 
-async def until_it_answers(call: Callable[[], Awaitable[None]]) -> None:
-    """Repeat it while the cluster finds itself again."""
-    for _ in range(10):
+async def until_it_answers(call: Callable[[], Awaitable[object]]) -> None:
+    """Repeat it a few times: the cluster finds itself again, or a server that hangs was asked first."""
+    for _ in range(5):
         with suppress(QueueUnavailable):
             await call()
             return

@@ -222,7 +222,6 @@ class RedisQueue(Queue):
         return float(seconds) + float(microseconds) / 1_000_000
 
     async def health(self) -> str:
-        await self._servers.call(lambda client, _: client.execute_command("PING"))
         return f"Redis {(await self._servers.information())['redis_version']} at {self._servers.place}"
 
     async def _put_at_once(self, items: Sequence[QueueItem]) -> Sequence[QueueItem]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 from redis.asyncio import Redis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -28,6 +28,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from fastlane_core.builtin.redis.cluster import Cluster
 from fastlane_core.builtin.redis.scripts import script
 from fastlane_core.builtin.redis.sentinels import Sentinels
 from fastlane_core.builtin.redis.url import RedisAddress, Topology
@@ -85,23 +86,21 @@ class Servers:
         self.holds_all = options.address.topology is not Topology.CLUSTER
         #: Calls under way, by server: one that hangs must not hold up calls to others.
         self._slots: dict[str, asyncio.Semaphore] = {}
-        self._client: Redis | RedisCluster | None = None
+        self._client: Redis | Cluster | None = None
         self._sentinel: Sentinels | None = None
 
     async def open(self) -> None:
         """Connect. Raises QueueUnavailable."""
         self._client = self._connect()
-        await self.call(lambda client, _: client.execute_command("PING"))
+        await self.call(lambda client, _: client.execute_command("TIME"))
 
     async def close(self) -> None:
         """Let go of all connections."""
         client, self._client = self._client, None
-        if client is not None:
+        if isinstance(client, Cluster):
+            await client.stop()
+        elif client is not None:
             await client.aclose()
-        if isinstance(client, RedisCluster):
-            # After trouble the client takes itself for closed, and its connections stay.
-            for kind in ("nodes_cache", "startup_nodes"):
-                await client.nodes_manager.aclose(kind)
         sentinel, self._sentinel = self._sentinel, None
         if sentinel is not None:
             await sentinel.aclose()
@@ -110,7 +109,7 @@ class Servers:
         """Run a script, which learns from its first argument whether this call may have run before."""
         found = script(name)
 
-        async def attempt(client: Redis | RedisCluster, repeated: bool) -> Reply:
+        async def attempt(client: Redis | Cluster, repeated: bool) -> Reply:
             rest = (len(keys), *keys, int(repeated), *arguments)
             try:
                 return await client.execute_command("EVALSHA", found.sha, *rest)
@@ -121,7 +120,7 @@ class Servers:
         return await self.call(attempt, key=keys[0])
 
     async def call(
-        self, attempt: Callable[[Redis | RedisCluster, bool], Awaitable[Answer]], *, key: str | None = None
+        self, attempt: Callable[[Redis | Cluster, bool], Awaitable[Answer]], *, key: str | None = None
     ) -> Answer:
         """Try until it works or the time is up. `key` is one of those that are asked for. Raises QueueUnavailable."""
         trouble: Exception | None = None
@@ -154,7 +153,7 @@ class Servers:
     async def new_node_client(self) -> Redis:
         """A client of one server for messages: any node of a cluster, else the master. The caller closes it."""
         client = self._opened()
-        if isinstance(client, RedisCluster):
+        if isinstance(client, Cluster):
             await client.initialize()
             node = client.get_random_node()
             return Redis.from_pool(self._pool(host=node.host, port=node.port))
@@ -174,7 +173,7 @@ class Servers:
     async def information(self) -> Mapping[str, str]:
         """What one of the servers tells of itself, its memory and its cluster. Raises QueueUnavailable."""
 
-        async def ask(client: Redis | RedisCluster, repeated: bool) -> Mapping[str, str]:
+        async def ask(client: Redis | Cluster, repeated: bool) -> Mapping[str, str]:
             node = await self.new_node_client()
             try:
                 text = await node.info("all")
@@ -184,15 +183,15 @@ class Servers:
 
         return await self.call(ask)
 
-    def _slot(self, client: Redis | RedisCluster, key: str | None) -> asyncio.Semaphore:
+    def _slot(self, client: Redis | Cluster, key: str | None) -> asyncio.Semaphore:
         server = ""
-        if key is not None and isinstance(client, RedisCluster):
+        if key is not None and isinstance(client, Cluster):
             with suppress(SlotNotCoveredError):
                 node = client.get_node_from_key(key)
                 server = node.name if node is not None else ""
         return self._slots.setdefault(server, asyncio.Semaphore(self._options.connections))
 
-    def _opened(self) -> Redis | RedisCluster:
+    def _opened(self) -> Redis | Cluster:
         if self._client is None:
             raise QueueUnavailable("the Redis queue is not open")
         return self._client
@@ -204,11 +203,11 @@ class Servers:
             why = f"cannot be used: {str(error) or type(error).__name__}"
         return QueueUnavailable(f"Redis at {self.place} {why}; check REDIS_URL and the server")
 
-    def _connect(self) -> Redis | RedisCluster:
+    def _connect(self) -> Redis | Cluster:
         address = self._options.address
         if address.topology is Topology.CLUSTER:
             arguments = {**self._arguments(), **self._tls(), "retry": Retry(NoBackoff(), 0)}
-            return RedisCluster(startup_nodes=[ClusterNode(*host) for host in address.hosts], **arguments)
+            return Cluster(startup_nodes=[ClusterNode(*host) for host in address.hosts], **arguments)
         if address.topology is Topology.SENTINEL:
             return self._master()
         return Redis.from_pool(self._pool(**self._target()))
