@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from tests.services.debian import program
 #: Far beyond what a start or a failover takes on a busy machine.
 PATIENCE = 60.0
 MASTER_NAME = "the-master"
+#: Ports of nodes of clusters, some of which are yet to be started.
+_given: set[int] = set()
 
 
 def unavailable() -> str:
@@ -259,8 +262,7 @@ class ClusterGroup:
     def __init__(self, folder: Path) -> None:
         options = ["cluster-enabled yes", "cluster-node-timeout 1000", "cluster-require-full-coverage no"]
         self.servers = [
-            RedisServer(folder / f"node-{number}", port=_free_port(below=50_000), options=options)
-            for number in range(6)
+            RedisServer(folder / f"node-{number}", port=_free_cluster_port(), options=options) for number in range(6)
         ]
 
     def __enter__(self) -> ClusterGroup:
@@ -326,7 +328,7 @@ def one_node_cluster(
     options = ["cluster-enabled yes", "cluster-announce-ip 127.0.0.1", *options]
     if tls is not None:
         options.append("tls-cluster yes")
-    port = _free_port(below=50_000)
+    port = _free_cluster_port()
     with RedisServer(folder, port=port, options=options, tls=tls, ca=ca) as server, server.client() as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
         until(lambda: cluster_info(client)["cluster_state"] == "ok", "a cluster that is whole")
@@ -361,11 +363,21 @@ def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _free_port(below: int = 65_536) -> int:
-    """A port that nobody uses; cluster nodes use the one 10,000 above as well."""
+def _free_port() -> int:
+    """A port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _free_cluster_port() -> int:
+    """One for a node of a cluster, which uses the one 10,000 above as well; connections begin at neither."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < below:
+        port = random.randrange(11_000, 22_000)
+        if port in _given:
+            continue
+        with socket.socket() as probe, socket.socket() as bus, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            _given.add(port)
             return port
