@@ -437,7 +437,7 @@ async def use_by_tls(url: str, deployment: str, authority: Authority, *, sentine
     # A server that wants a certificate may hang up before its word of that has come.
     for refused, told in ((TlsFiles(), "certificate"), (TlsFiles(ca=authority.ca), None)):
         with pytest.raises(QueueUnavailable, match=told):
-            await redis_queue(url, deployment, tls=refused, sentinel_password=sentinel_password, timeout=1.0).open()
+            await redis_queue(url, deployment, tls=refused, sentinel_password=sentinel_password, timeout=5.0).open()
 
 
 def keys_left(server: RedisServer, deployment: str) -> list[str]:
