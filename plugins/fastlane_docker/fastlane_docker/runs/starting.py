@@ -130,22 +130,23 @@ def _needs_start(state: dict[str, Any]) -> bool:
 
 
 def _check_engine_lives_on(client: Client, request: RunRequest, found: dict[str, Any]) -> None:
-    """Raise StartLost, and remove the container, if it is older than the engine's present life.
+    """Raise StartLost if the container is older than the engine's present life.
 
     An engine that is killed while it starts one does not remember that it did: the command may have run, even to its
-    end, and its output be there, yet the container is as it was created.
+    end, and its output be there, yet the container is as it was created. It stays: whoever asks again, before the end
+    is on record, must find it. Reconciliation removes it afterwards.
     """
     created_at, began = containers.parse_time(str(found["Created"])), began_at(client)
     if created_at is None or began is None or created_at > began:
         return
-    client.remove_container(found["Id"], force=True, v=True)
     raise StartLost(f"the Docker engine {request.place} may have started it before it went down")
 
 
 def _judge(client: Client, request: RunRequest, container: str, error: APIError) -> None:
     """Return if the run was started, or ended by its own command, in spite of the error; else raise.
 
-    Raises NotFound if there is no such container (any more).
+    Raises NotFound if there is no such container (any more). What was never started is removed; what may have been
+    stays, as in `_check_engine_lives_on`.
     """
     state = containers.state_of(client, container)
     if state["Status"] != "created":
@@ -156,9 +157,9 @@ def _judge(client: Client, request: RunRequest, container: str, error: APIError)
     was_interrupted = any(each in words for each in _INTERRUPTED)
     if is_engines_fault(error) and not was_interrupted:
         raise error
-    client.remove_container(container, force=True, v=True)
     if was_interrupted:
         raise StartLost(f"the Docker engine {request.place} died while it started it: {words}") from error
+    client.remove_container(container, force=True, v=True)
     raise _rejected(request, error) from error
 
 
