@@ -7,11 +7,13 @@ A record's `revision` is 0 until it is stored and grows by one with every write;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import TypeAlias
 
 from typing_extensions import TypeAliasType
+
+from fastlane_core.quick_dataclass import quick_dataclass
 
 #: What JSON can carry.
 Json = TypeAliasType("Json", "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None")
@@ -75,7 +77,7 @@ class Stream(StrEnum):
     STDERR = "stderr"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
     """What to run. A job holds one, and each of its executions a copy of the one it was made with."""
 
@@ -95,7 +97,7 @@ class RunSpec:
     pull_timeout: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class RetryPolicy:
     """When a job's retries are made, and after which endings. What is None is as the settings have it."""
 
@@ -132,7 +134,7 @@ class Overlap(StrEnum):
     REPLACE = "replace"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
     """When a job runs again and again, and how far that has come."""
 
@@ -161,7 +163,7 @@ class Schedule:
     last_skipped_why: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """A name that groups jobs; farms and limits match on it."""
 
@@ -174,7 +176,7 @@ class Task:
     concurrency: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """What was asked for; has many executions."""
 
@@ -226,7 +228,7 @@ class Job:
         return self.concurrency
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class RunHandle:
     """What a runner needs to pick a run up again, in any process. Opaque to core."""
 
@@ -247,7 +249,7 @@ class DeliveryState(StrEnum):
     GIVEN_UP = "given_up"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
     """One notification owed to one target, kept until it is delivered or given up on."""
 
@@ -265,7 +267,7 @@ class Delivery:
     last_error: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Execution:
     """One attempt at running a job."""
 
@@ -335,7 +337,7 @@ class Execution:
     revision: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class RunRequest:
     """What core asks a runner to start."""
 
@@ -358,7 +360,7 @@ class RunRequest:
     may_exist: bool = True
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class RunOutcome:
     """How a run ended, as its engine tells it."""
 
@@ -371,7 +373,7 @@ class RunOutcome:
     finished_at: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """A stretch of what a run wrote, as a runner reads it."""
 
@@ -381,7 +383,7 @@ class Output:
     position: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class LogChunk:
     """A stretch of output as it is stored: chunks of an execution are numbered from 1 without gaps."""
 
@@ -394,7 +396,7 @@ class LogChunk:
     position: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """How far the preparation of a run (a pull) has come."""
 
@@ -441,7 +443,7 @@ class Mending(StrEnum):
     LEFTOVER_RUN = "leftover_run"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """Something that happened, for observers; carries no secrets."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ _MOST = 10_000
 _TOLD = 100
 _KEY = "idempotencyKey"
 #: Jobs that are stored together: a storage does nothing else meanwhile.
-_TOGETHER = 500
+_TOGETHER = 1_000
 
 
 @blueprint.post("/tasks/<task_id>/bulk/")
@@ -54,8 +55,12 @@ async def enqueue_jobs(task_id: str) -> Response:
         submitted += stored
         together = _TOGETHER
     links = request_links(context)
-    items = [_answer(wanted, found, links) for wanted, found in zip(submissions, submitted, strict=True)]
-    return json_answer({"taskId": task_id, "taskUrl": links.task(task_id), "count": len(items), "items": items})
+
+    def answer() -> Response:
+        items = [_answer(wanted, found, links) for wanted, found in zip(submissions, submitted, strict=True)]
+        return json_answer({"taskId": task_id, "taskUrl": links.task(task_id), "count": len(items), "items": items})
+
+    return await asyncio.to_thread(answer)
 
 
 class _Batch:

@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast, get_args
 
@@ -21,6 +20,7 @@ from fastlane_core.api.retry_payload import RetryPayload, retry_policy
 from fastlane_core.api.schedule_payload import SCHEDULE_EXPECTED, ScheduleFields, checked_schedule
 from fastlane_core.errors import InvalidInput, SettingsError
 from fastlane_core.models import Json, JsonObject, RetryPolicy, RunSpec, Schedule
+from fastlane_core.quick_dataclass import quick_dataclass
 
 #: Key of the schema among the extensions of the Quart application.
 PAYLOAD_SCHEMA = "fastlane.payload"
@@ -40,6 +40,7 @@ _KEY_ITSELF = "[key]"
 #: What a shell's quoting is made of; a line without any can always be split.
 _QUOTING = frozenset("'\"\\")
 
+_IMAGE = re.compile(r"(?!-)[^\s\x00-\x1f\x7f]+")
 _MAX_RETRIES = 100
 _MAX_METADATA_BYTES = 64 * 1024
 _MAX_OPTIONS_BYTES = 64 * 1024
@@ -76,8 +77,8 @@ class JobPayload(ScheduleFields):
         description="Command line, split into arguments by the rules of a POSIX shell but without one; or the "
         "arguments themselves. Empty runs the image's own command."
     )
-    envs: dict[str, str | bool | int | float] = Field(default={}, description="Environment variables.")
-    metadata: dict[str, JsonValue] = Field(default={}, description="Your own data, given back as it came.")
+    envs: dict[str, str | bool | int | float] = Field(default_factory=dict, description="Environment variables.")
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="Your own data, given back as it came.")
     timeout: float | None = Field(
         default=None, gt=0, description="Seconds that the run may take; at most what the operator allows."
     )
@@ -107,7 +108,7 @@ class JobPayload(ScheduleFields):
     retry: RetryPayload | None = Field(default=None, description="How further attempts are made, and after what.")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class CheckedPayload:
     """A payload that can be stored."""
 
@@ -165,6 +166,9 @@ class PayloadSchema:
                 Field(default=None, description=f"Another way to say `{runner}.{option}`."),
             )
         self.model = cast("type[JobPayload]", create_model("Job", __base__=JobPayload, **extra))  # type: ignore[call-overload]
+        #: Its fields, and whether each must be there.
+        self._fields = {name: field.is_required() for name, field in self.model.model_fields.items()}
+        self._alias_names = tuple(dict.fromkeys(name for names in option_aliases.values() for name in names))
 
     def parse(self, body: bytes, runner: str, *, now: float) -> CheckedPayload:
         """The payload in a request's body, of a job that goes to the runner of that name.
@@ -209,11 +213,11 @@ class PayloadSchema:
         """The document without fields that say nothing. Raises InvalidInput for those that nobody here knows."""
         kept: dict[str, Json] = {}
         for name, value in document.items():
-            if name in self.model.model_fields:
-                if value is not None or self.model.model_fields[name].is_required():
+            if name in self._fields:
+                if value is not None or self._fields[name]:
                     kept[name] = value
             elif name not in _NOT_HERE:
-                raise InvalidInput(_shortened(name), _unknown(name, list(self.model.model_fields)))
+                raise InvalidInput(_shortened(name), _unknown(name, list(self._fields)))
             elif not (value is None or (name in _EMPTY_IS_NOTHING and _is_empty(value))):
                 raise InvalidInput(name, _NOT_HERE[name])
         return kept
@@ -221,7 +225,7 @@ class PayloadSchema:
     def _as_options(self, wanted: dict[str, Json], runner: str) -> Mapping[tuple[str, ...], str]:
         """Turn aliases into the options that they mean; of each such option, by its path, the alias."""
         moved: dict[tuple[str, ...], str] = {}
-        for alias in dict.fromkeys(name for names in self._aliases.values() for name in names):
+        for alias in self._alias_names:
             value = wanted.pop(alias, None)
             if value is None or _is_empty(value):
                 continue
@@ -288,7 +292,7 @@ def _model_within(annotation: object) -> type[BaseModel] | None:
 
 
 def _checked_image(image: str) -> str:
-    if image != image.strip() or not re.fullmatch(r"[^\s\x00-\x1f\x7f]+", image) or image.startswith("-"):
+    if _IMAGE.fullmatch(image) is None:
         raise InvalidInput("image", f"expected {_EXPECTED['image']}, without spaces and not starting with a dash")
     return image
 
@@ -320,7 +324,9 @@ def _checked_envs(envs: Mapping[str, str | bool | int | float]) -> dict[str, str
 
 
 def _shorter(asked: float | None, longest: float | None) -> float | None:
-    return min((each for each in (asked, longest) if each is not None), default=None)
+    if asked is None or longest is None:
+        return longest if asked is None else asked
+    return min(asked, longest)
 
 
 def _bounded(field: str, value: Mapping[str, JsonValue], limit: int) -> JsonObject:

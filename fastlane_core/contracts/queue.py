@@ -14,9 +14,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+from fastlane_core.quick_dataclass import quick_dataclass
 
 #: Seconds of waiting that one step of priority is worth.
 AGEING_SECONDS: Final = 600
@@ -32,7 +33,7 @@ def job_key(task_id: str, job_id: str) -> str:
     return f"job:{task_id}/{job_id}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
     """How many items that count under a key may be leased at a time."""
 
@@ -40,7 +41,7 @@ class Limit:
     capacity: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class QueueItem:
     """An execution that waits for a slot in a lane."""
 
@@ -57,7 +58,7 @@ class QueueItem:
     limits: tuple[Limit, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
     """A worker's renewable claim on an item."""
 
@@ -73,7 +74,7 @@ class Lease:
     handed_over: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Renewal:
     """What a renewal found. A lease in a part of the queue that is out of reach is neither lost nor renewed, and named
     nowhere."""
@@ -94,7 +95,7 @@ class Cancelled(StrEnum):
     ABSENT = "absent"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class LaneStats:
     """One lane, counted."""
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fastlane_core.models import Execution, Job, JsonObject, LogChunk, Reason, Stream, Task
+from fastlane_core.quick_dataclass import quick_dataclass
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Page(Generic[T]):
     """Part of a longer list."""
 
@@ -25,7 +25,7 @@ class Page(Generic[T]):
     cursor: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
     """A job, and the execution that is to start for it now or later, accepted together."""
 
@@ -34,7 +34,7 @@ class Submission:
     execution: Execution | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class Submitted:
     """What became of a submission."""
 
@@ -44,7 +44,7 @@ class Submitted:
     repeated: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class SharedValue:
     """A small value that plugins of all processes share."""
 
@@ -52,7 +52,7 @@ class SharedValue:
     revision: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class FailureFilter:
     """Which of the executions that failed for good; None does not matter."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.records import Fenced, change_execution
 from fastlane_core.errors import EngineUnavailable, StorageUnavailable
 from fastlane_core.models import Execution
+from fastlane_core.quick_dataclass import replace
 
 #: Seconds between looks whether the engine is back, and without trouble before that is believed.
 _LOOK_SECONDS, _QUIET_SECONDS = 1.0, 3.0

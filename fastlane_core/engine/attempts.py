@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fastlane_core.engine.context import WorkerContext
 from fastlane_core.engine.lifecycle import next_attempt, outdated
 from fastlane_core.engine.records import change_execution
 from fastlane_core.engine.submission import enqueue
 from fastlane_core.errors import InvalidInput
 from fastlane_core.models import Execution
+from fastlane_core.quick_dataclass import replace
 
 
 async def add_next_attempt(context: WorkerContext, execution: Execution) -> None:

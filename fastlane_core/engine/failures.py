@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,6 +16,7 @@ from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.submission import queue_item
 from fastlane_core.errors import InvalidInput, QueueUnavailable, RevisionConflict
 from fastlane_core.models import Execution, Failure, Job, RunSpec
+from fastlane_core.quick_dataclass import replace
 
 log = structlog.get_logger(__name__)
 

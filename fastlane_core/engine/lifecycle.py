@@ -7,13 +7,14 @@ changed meanwhile. Times are passed in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from fastlane_core.engine.backoff import Backoff
 from fastlane_core.engine.identifiers import retry_id
 from fastlane_core.errors import FastlaneError
 from fastlane_core.models import Execution, Failure, Job, Reason, RetryPolicy, RunHandle, RunOutcome, Status
+from fastlane_core.quick_dataclass import replace
 
 #: The only ways from one status to another.
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import structlog
 
@@ -27,6 +26,7 @@ from fastlane_core.engine.task_limits import TaskLimits
 from fastlane_core.engine.topics import execution_topic, worker_topic
 from fastlane_core.errors import QueueUnavailable, StorageUnavailable
 from fastlane_core.models import Event, EventKind, Execution, Mending, Status
+from fastlane_core.quick_dataclass import replace
 
 log = structlog.get_logger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage, Submission, Submitted
@@ -11,6 +11,7 @@ from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission
 from fastlane_core.errors import Conflict, PreconditionFailed, RevisionConflict
 from fastlane_core.models import Job
+from fastlane_core.quick_dataclass import replace
 
 #: Writers of one job are its callers and its schedule; more conflicts in a row than this are a defect.
 _TRIES = 50

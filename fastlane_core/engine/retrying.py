@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -18,6 +18,7 @@ from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import enqueue
 from fastlane_core.errors import Conflict, FastlaneError, InvalidInput, NotFound, QueueUnavailable, RevisionConflict
 from fastlane_core.models import Execution, Failure, Job, Reason, Status
+from fastlane_core.quick_dataclass import replace
 
 log = structlog.get_logger(__name__)
 

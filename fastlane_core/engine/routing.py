@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fastlane_core.contracts.runner import Lane, Runner
 from fastlane_core.errors import InvalidInput, SettingsError
 from fastlane_core.models import Execution
+
+#: Tasks whose lane is not looked for again: every farm's pattern would be tried, for each of thousands of jobs.
+_REMEMBERED = 1_024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +29,7 @@ class Routing:
     def __init__(self, runners: Sequence[Runner], task_limits: Sequence[TaskLimit] = ()) -> None:
         self.runners = tuple(runners)
         self._task_limits = tuple(task_limits)
+        self._lane_for = lru_cache(maxsize=_REMEMBERED)(self._find_lane)
         self._lanes: dict[str, tuple[Lane, Runner]] = {}
         for runner in self.runners:
             for lane in runner.lanes():
@@ -82,6 +87,9 @@ class Routing:
 
     def lane_for(self, task_id: str) -> Lane:
         """The lane that the task's jobs wait in. Raises InvalidInput where no lane takes them."""
+        return self._lane_for(task_id)
+
+    def _find_lane(self, task_id: str) -> Lane:
         for runner in self.runners:
             name = runner.lane_for(task_id)
             if name is not None:

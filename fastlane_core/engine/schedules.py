@@ -9,12 +9,13 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from fastlane_core.engine.cron import cron_of
 from fastlane_core.engine.identifiers import tick_id
 from fastlane_core.models import Execution, Job, Misfire, Overlap, Schedule, Status
+from fastlane_core.quick_dataclass import replace
 
 #: Seconds that a tick may be late.
 MISSED_AFTER = 60.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 import structlog
 
@@ -31,6 +30,7 @@ from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import queue_item
 from fastlane_core.errors import FastlaneError, InvalidInput, QueueUnavailable, StorageUnavailable
 from fastlane_core.models import Event, EventKind, Execution, Job, JsonObject, Overlap
+from fastlane_core.quick_dataclass import replace
 
 log = structlog.get_logger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import replace
 
 import structlog
 
@@ -40,6 +39,7 @@ from fastlane_core.models import (
     RunRequest,
     Status,
 )
+from fastlane_core.quick_dataclass import replace
 
 log = structlog.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import structlog
 
@@ -16,11 +16,12 @@ from fastlane_core.engine.schedules import begun
 from fastlane_core.engine.task_limits import TaskLimits
 from fastlane_core.errors import InvalidInput, QueueUnavailable
 from fastlane_core.models import Execution, Job, JsonObject, RetryPolicy, RunSpec, Schedule, Status
+from fastlane_core.quick_dataclass import quick_dataclass
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@quick_dataclass(frozen=True, kw_only=True, slots=True)
 class JobOrder:
     """A checked request for a job."""
 

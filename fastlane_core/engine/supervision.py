@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 
 import structlog
 
@@ -42,6 +41,7 @@ from fastlane_core.models import (
     Status,
     Stream,
 )
+from fastlane_core.quick_dataclass import replace
 
 log = structlog.get_logger(__name__)
 

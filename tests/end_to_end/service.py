@@ -133,7 +133,11 @@ class Service:
 
     def request(self, method: str, path: str, payload: object) -> tuple[int, bytes, Mapping[str, str]]:
         """Status, body and headers of any request with a JSON body."""
-        return self._call(urllib.request.Request(self._absolute(path), json.dumps(payload).encode(), method=method))
+        return self.send(method, path, json.dumps(payload).encode())
+
+    def send(self, method: str, path: str, body: bytes) -> tuple[int, bytes, Mapping[str, str]]:
+        """Status, body and headers of any request."""
+        return self._call(urllib.request.Request(self._absolute(path), body, method=method))
 
     def submit(self, task: str, payload: Mapping[str, object]) -> Any:
         """Submit a job that must be accepted."""

@@ -7,7 +7,6 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
@@ -46,6 +45,7 @@ from fastlane_core.contracts.storage import (
 )
 from fastlane_core.errors import RevisionConflict
 from fastlane_core.models import Execution, Job, JsonObject, LogChunk, Stream, Task
+from fastlane_core.quick_dataclass import replace
 
 #: Revisions of shared values are drawn at random, so that a value made anew never has one of the old one's.
 _REVISIONS = 2**52

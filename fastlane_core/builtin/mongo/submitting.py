@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pymongo.errors import DuplicateKeyError
@@ -39,6 +39,7 @@ from fastlane_core.contracts.records import decode_execution, decode_job
 from fastlane_core.contracts.storage import Submission, Submitted
 from fastlane_core.errors import NotFound, RevisionConflict
 from fastlane_core.models import Execution, Job, Task
+from fastlane_core.quick_dataclass import replace
 
 #: Executions added by one write, and the bytes that their records may have together.
 _ADDED_AT_ONCE = 50

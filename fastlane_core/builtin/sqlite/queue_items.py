@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +30,19 @@ _HELD_AT_ONCE = 1_000
 _LOOKED_AT_ONCE = 200
 
 ADD_LANE = "INSERT INTO lanes (name) VALUES (?) ON CONFLICT DO NOTHING"
+LANE_NUMBER = "SELECT number FROM lanes WHERE name = ?"
 ADD_ITEM = """
     INSERT INTO items (execution_id, task_id, lane, priority, due_at, rank, state)
-    VALUES (?, ?, (SELECT number FROM lanes WHERE name = ?), ?, ?, ?, ?) ON CONFLICT DO NOTHING
+    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 ADD_LIMITED_ITEM = """
     INSERT INTO items (execution_id, task_id, lane, priority, due_at, rank, state, limited, held_by)
-    VALUES (?, ?, (SELECT number FROM lanes WHERE name = ?), ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING number
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING number
 """
 ADD_LEASE = """
     INSERT INTO items
         (execution_id, task_id, lane, priority, due_at, rank, state, limited, worker, token, place, expires_at)
-    VALUES (?, ?, (SELECT number FROM lanes WHERE name = ?), ?, ?, ?, 'leased', ?, ?, ?, ?, ?)
+    VALUES (?, ?, ?, ?, ?, ?, 'leased', ?, ?, ?, ?, ?)
     ON CONFLICT DO NOTHING RETURNING number
 """
 CHANGE_LIMITED = """
@@ -99,24 +100,24 @@ class Claimed:
 
 def put(connection: sqlite3.Connection, items: Sequence[QueueItem], now: float) -> None:
     """Add those that are not there, and bring the limits of those that wait up to date."""
-    _add_lanes(connection, {item.lane for item in items})
+    lanes = _lanes(connection, {item.lane for item in items})
     judge = Judge(connection)
     if judge.is_needed or any(item.limits for item in items):
         # In the order in which they are to be granted: further ones of a key are held at once.
         for item in sorted(items, key=lambda item: -item.priority):
-            _put_limited(connection, judge, item, now)
+            _put_limited(connection, judge, item, lanes[item.lane], now)
         return
-    rows = [(*_about(item, now), "waiting" if item.due_at <= now else "delayed") for item in items]
+    rows = [(*_about(item, lanes[item.lane], now), "waiting" if item.due_at <= now else "delayed") for item in items]
     insert_rows(connection, ADD_ITEM, rows)
 
 
-def _put_limited(connection: sqlite3.Connection, judge: Judge, item: QueueItem, now: float) -> None:
+def _put_limited(connection: sqlite3.Connection, judge: Judge, item: QueueItem, lane: int, now: float) -> None:
     state, held_by = "delayed", None
     keys = judge.keys(item.task_id, item.limits)
     if item.due_at <= now:
         blocking = judge.blocking(item.task_id, keys)
         state, held_by = ("waiting", None) if blocking is None else ("held", blocking.name)
-    row = connection.execute(ADD_LIMITED_ITEM, (*_about(item, now), state, bool(item.limits), held_by)).fetchone()
+    row = connection.execute(ADD_LIMITED_ITEM, (*_about(item, lane, now), state, bool(item.limits), held_by)).fetchone()
     if row is not None:
         set_item_limits(connection, row[0], item.limits, leased=False)
         if state == "waiting":
@@ -280,11 +281,11 @@ def look_again(connection: sqlite3.Connection, key: str, limit: int) -> int:
 
 def restore_leases(connection: sqlite3.Connection, leases: Sequence[Lease], now: float, expires_at: float) -> None:
     """Add leases of executions that are not there."""
-    _add_lanes(connection, {lease.item.lane for lease in leases})
+    lanes = _lanes(connection, {lease.item.lane for lease in leases})
     for lease in leases:
         item = lease.item
         about_lease = (bool(item.limits), lease.worker, lease.token, lease.place, expires_at)
-        row = connection.execute(ADD_LEASE, (*_about(item, now), *about_lease)).fetchone()
+        row = connection.execute(ADD_LEASE, (*_about(item, lanes[item.lane], now), *about_lease)).fetchone()
         if row is not None:
             set_item_limits(connection, row[0], item.limits, leased=True)
 
@@ -302,13 +303,15 @@ def promote(connection: sqlite3.Connection, lane: str, now: float) -> None:
         connection.execute(PROMOTE, (row[0], now, _PROMOTED_AT_ONCE))
 
 
-def _add_lanes(connection: sqlite3.Connection, lanes: Collection[str]) -> None:
-    connection.executemany(ADD_LANE, [(lane,) for lane in lanes])
+def _lanes(connection: sqlite3.Connection, names: Collection[str]) -> Mapping[str, int]:
+    """The numbers of these lanes, which are added where they are missing."""
+    connection.executemany(ADD_LANE, [(name,) for name in names])
+    return {name: connection.execute(LANE_NUMBER, (name,)).fetchone()[0] for name in names}
 
 
-def _about(item: QueueItem, now: float) -> tuple[str, str, str, int, float, float]:
+def _about(item: QueueItem, lane: int, now: float) -> tuple[str, str, int, int, float, float]:
     rank = max(now, item.due_at) - AGEING_SECONDS * item.priority
-    return item.execution_id, item.task_id, item.lane, item.priority, item.due_at, rank
+    return item.execution_id, item.task_id, lane, item.priority, item.due_at, rank
 
 
 def _check(row: Row | None, lease: Lease) -> Row:

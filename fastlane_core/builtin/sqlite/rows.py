@@ -9,8 +9,9 @@ from typing import TypeAlias
 #: Values of a row, as they are bound.
 Row: TypeAlias = tuple[str | float | bytes | None, ...]
 
-#: Rows that one statement inserts: older builds of SQLite bind 999 values.
-_ROWS = 100
+#: Rows that one statement inserts at most. Between two of them this thread may wait for the process's others, while
+#: other processes wait for it.
+_ROWS = 1_000
 
 
 def insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> int:
@@ -18,8 +19,11 @@ def insert_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[R
     before, values, rest = statement.partition(" VALUES ")
     row, otherwise, what = rest.partition("ON CONFLICT ")
     inserted = 0
-    for start in range(0, len(rows), _ROWS):
-        some = rows[start : start + _ROWS]
+    if not rows:
+        return 0
+    most = min(_ROWS, connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(rows[0]))
+    for start in range(0, len(rows), most):
+        some = rows[start : start + most]
         command = before + values + ",".join([row] * len(some)) + otherwise + what
         inserted += connection.execute(command, [value for each in some for value in each]).rowcount
     return inserted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fastlane_core.builtin.sqlite.rows import Row
 from fastlane_core.builtin.sqlite.task_search import index_task
@@ -12,6 +12,7 @@ from fastlane_core.contracts.records import decode_execution, decode_job, encode
 from fastlane_core.contracts.storage import Submission, Submitted, ended_at
 from fastlane_core.errors import NotFound, RevisionConflict
 from fastlane_core.models import Execution, Failure, Job
+from fastlane_core.quick_dataclass import replace
 
 TOUCH_TASK = """
     INSERT INTO tasks (id, created_at, modified_at, jobs) VALUES (?, ?, ?, ?)
@@ -50,7 +51,7 @@ UPDATE_JOB = """
 """
 INSERT_EXECUTION = """
     INSERT INTO executions (
-        id, job, created_at, revision, unfinished, owes_at, removable_at, failed_at, failed_task, record
+        job, id, created_at, revision, unfinished, owes_at, removable_at, failed_at, failed_task, record
     )
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
@@ -112,10 +113,9 @@ def touch_task(connection: sqlite3.Connection, jobs: Sequence[Job]) -> TouchedTa
     return _touch_task(connection, jobs, new_jobs=len(jobs))
 
 
-def execution_row(execution: Execution, job: int) -> Row:
-    """The values of INSERT_EXECUTION, where the job has that number."""
-    indexed = _indexed(execution)
-    return (execution.id, job, execution.created_at, execution.revision, *indexed, encode_execution(execution))
+def execution_values(execution: Execution) -> Row:
+    """The values of INSERT_EXECUTION, after the number of its job."""
+    return (execution.id, execution.created_at, execution.revision, *_indexed(execution), encode_execution(execution))
 
 
 def limit_task(connection: sqlite3.Connection, task_id: str, concurrency: int | None, now: float) -> None:
@@ -195,7 +195,7 @@ def _replaced_job(connection: sqlite3.Connection, job: Job) -> Job | None:
 
 def _insert_execution(connection: sqlite3.Connection, execution: Execution, job: int) -> Execution | None:
     stored = replace(execution, revision=1)
-    inserted = connection.execute(INSERT_EXECUTION, execution_row(stored, job))
+    inserted = connection.execute(INSERT_EXECUTION, (job, *execution_values(stored)))
     return stored if inserted.rowcount else find_execution(connection, execution.id)
 
 

@@ -6,16 +6,15 @@ import asyncio
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from itertools import count
-from typing import TypeAlias
+from itertools import chain, count
+from typing import NamedTuple, TypeAlias
 
 from fastlane_core.builtin.sqlite.database import Session
 from fastlane_core.builtin.sqlite.rows import Row, insert_rows
 from fastlane_core.builtin.sqlite.storage_records import (
     INSERT_EXECUTION,
     INSERT_NUMBERED_JOB,
-    execution_row,
+    execution_values,
     submit,
     touch_task,
 )
@@ -23,9 +22,21 @@ from fastlane_core.contracts.records import encode_job
 from fastlane_core.contracts.storage import Submission, Submitted
 from fastlane_core.errors import RevisionConflict, StorageUnavailable
 from fastlane_core.models import Job
+from fastlane_core.quick_dataclass import replace
 
 #: What each call is answered with, or fails with.
 _Results: TypeAlias = Sequence[Sequence[Submitted] | RevisionConflict]
+
+#: Submissions that are encoded without a thread of their own.
+_ENCODED_IN_PLACE = 64
+
+
+class _New(NamedTuple):
+    """A submission on its way into the tables: the values of its rows but those that only the tables know."""
+
+    stored: Submitted
+    job: Row
+    execution: Row | None
 
 
 class Submitting:
@@ -55,8 +66,11 @@ class Submitting:
     async def _store(self) -> _Results:
         calls, self._calls, self._storing = self._calls, [], None
         if all(_is_new(each.job) for call in calls for each in call):
+            many = sum(map(len, calls)) > _ENCODED_IN_PLACE
+            # Before the transaction: other processes wait for its end.
+            new = await asyncio.to_thread(_encoded, calls) if many else _encoded(calls)
             with suppress(_Exists):
-                return await self._session.write(lambda connection: _store_new(connection, calls))
+                return await self._session.write(lambda connection: _store_new(connection, new))
         return await self._session.write(lambda connection: [_store_one(connection, call) for call in calls])
 
 
@@ -81,28 +95,36 @@ def _store_one(
         connection.execute("RELEASE one_call")
 
 
-def _store_new(connection: sqlite3.Connection, calls: Sequence[Sequence[Submission]]) -> _Results:
+def _encoded(calls: Sequence[Sequence[Submission]]) -> Sequence[Sequence[_New]]:
+    return [[_encoded_one(submission) for submission in call] for call in calls]
+
+
+def _encoded_one(submission: Submission) -> _New:
+    job, execution = replace(submission.job, revision=1), submission.execution
+    if execution is not None:
+        execution = replace(execution, revision=1)
+    return _New(
+        stored=Submitted(job=job, execution=execution),
+        job=(job.id, job.modified_at, job.due_at, job.revision, encode_job(job)),
+        execution=None if execution is None else execution_values(execution),
+    )
+
+
+def _store_new(connection: sqlite3.Connection, calls: Sequence[Sequence[_New]]) -> _Results:
     """Store what is not stored. Raises _Exists."""
     by_task: dict[str, list[Job]] = {}
     for call in calls:
-        for submission in call:
-            by_task.setdefault(submission.job.task_id, []).append(submission.job)
+        for new in call:
+            by_task.setdefault(new.stored.job.task_id, []).append(new.stored.job)
     tasks = {task: touch_task(connection, its) for task, its in by_task.items()}
     numbers = count(max((task.last_job for task in tasks.values()), default=0) + 1)
     jobs: list[Row] = []
     executions: list[Row] = []
-
-    def stored(submission: Submission) -> Submitted:
-        number, job, execution = next(numbers), replace(submission.job, revision=1), submission.execution
-        task = tasks[job.task_id].number
-        jobs.append((number, task, job.id, job.modified_at, job.due_at, job.revision, encode_job(job)))
-        if execution is not None:
-            execution = replace(execution, revision=1)
-            executions.append(execution_row(execution, number))
-        return Submitted(job=job, execution=execution)
-
-    results = [[stored(submission) for submission in call] for call in calls]
+    for number, new in zip(numbers, chain.from_iterable(calls), strict=False):
+        jobs.append((number, tasks[new.stored.job.task_id].number, *new.job))
+        if new.execution is not None:
+            executions.append((number, *new.execution))
     for statement, rows in ((INSERT_NUMBERED_JOB, jobs), (INSERT_EXECUTION, executions)):
         if insert_rows(connection, statement, rows) != len(rows):
             raise _Exists
-    return results
+    return [[new.stored for new in call] for call in calls]

@@ -31,7 +31,10 @@ class Resolved:
 
 def check_options(farm: Farm | None, spec: RunSpec) -> None:
     """Refuse what the farm does not permit. Raises InvalidInput, which names the option."""
-    own = DockerOptions.model_validate(spec.options.get("docker", {}))
+    options = spec.options.get("docker")
+    if not options:
+        return
+    own = DockerOptions.model_validate(options)
     name = f"the farm {farm.name}" if farm else "a farm that is not in the settings"
     check_permitted(name, farm.settings.allow if farm else Permissions(), own)
     check_limits(name, farm.settings.limits if farm else Limits(), own)
