@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import sqlite3
@@ -14,7 +15,7 @@ from fastlane_core.builtin.sqlite.connection import snapshot
 from fastlane_core.builtin.sqlite.cursors import decode_cursor, encode_cursor
 from fastlane_core.builtin.sqlite.database import Session
 from fastlane_core.builtin.sqlite.storage_schema import STORAGE_SCHEMA
-from fastlane_core.builtin.sqlite.submitting import Submitting
+from fastlane_core.builtin.sqlite.submitting import ENCODED_IN_PLACE, Submitting
 from fastlane_core.builtin.sqlite.task_search import MAX_FOUND, find_tasks
 from fastlane_core.contracts.records import decode_execution, decode_job
 from fastlane_core.contracts.storage import (
@@ -195,7 +196,10 @@ class SqliteStorage(Storage):
         return await self._session.read(lambda connection: storage_records.find_execution(connection, execution_id))
 
     async def add_executions(self, executions: Sequence[Execution]) -> None:
-        await self._session.write(lambda connection: storage_records.add_executions(connection, executions))
+        encode = storage_records.new_executions
+        many = len(executions) > ENCODED_IN_PLACE
+        new = await asyncio.to_thread(encode, executions) if many else encode(executions)
+        await self._session.write(lambda connection: storage_records.add_executions(connection, new))
 
     async def put_execution(self, execution: Execution) -> Execution:
         return await self._session.write(lambda connection: storage_records.update_execution(connection, execution))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from fastlane_core.builtin.sqlite.rows import Row
+from fastlane_core.builtin.sqlite.rows import Row, insert_rows
 from fastlane_core.builtin.sqlite.task_search import index_task
 from fastlane_core.contracts.records import decode_execution, decode_job, encode_execution, encode_job
 from fastlane_core.contracts.storage import Submission, Submitted, ended_at
@@ -40,6 +41,9 @@ INSERT_NUMBERED_JOB = """
     INSERT INTO jobs (number, task, id, modified_at, due_at, revision, record) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT DO NOTHING
 """
+JOB_NUMBER = """
+    SELECT jobs.number FROM tasks CROSS JOIN jobs ON jobs.task = tasks.number WHERE tasks.id = ? AND jobs.id = ?
+"""
 FIND_JOB = """
     SELECT jobs.number, jobs.record, jobs.executions FROM tasks CROSS JOIN jobs ON jobs.task = tasks.number
     WHERE tasks.id = ? AND jobs.id = ?
@@ -62,6 +66,9 @@ UPDATE_EXECUTION = """
     WHERE id = ? AND revision = ?
 """
 GET_EXECUTION = "SELECT record FROM executions WHERE id = ?"
+
+#: An execution with the values of its row, but for the number of its job.
+NewExecution: TypeAlias = tuple[Execution, Row]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,13 +95,20 @@ def update_jobs(connection: sqlite3.Connection, jobs: Sequence[Job]) -> Sequence
     return [_replaced_job(connection, job) for job in jobs]
 
 
-def add_executions(connection: sqlite3.Connection, executions: Sequence[Execution]) -> None:
+def new_executions(executions: Sequence[Execution]) -> Sequence[NewExecution]:
+    """Executions as `add_executions` takes them: encoded before the transaction, for whose end others wait."""
+    return [(each, execution_values(replace(each, revision=1))) for each in executions]
+
+
+def add_executions(connection: sqlite3.Connection, executions: Sequence[NewExecution]) -> None:
     """Store those that are not stored. Raises NotFound where the job is not."""
-    for execution in executions:
-        row = connection.execute(FIND_JOB, (execution.task_id, execution.job_id)).fetchone()
-        if row is None:
+    rows: list[Row] = []
+    for execution, values in executions:
+        found = connection.execute(JOB_NUMBER, (execution.task_id, execution.job_id)).fetchone()
+        if found is None:
             raise NotFound(f"the job {execution.job_id} of the task {execution.task_id} is not stored")
-        _insert_execution(connection, execution, int(row[0]))
+        rows.append((*found, *values))
+    insert_rows(connection, INSERT_EXECUTION, rows)
 
 
 def update_execution(connection: sqlite3.Connection, execution: Execution) -> Execution:

@@ -27,8 +27,8 @@ from fastlane_core.quick_dataclass import replace
 #: What each call is answered with, or fails with.
 _Results: TypeAlias = Sequence[Sequence[Submitted] | RevisionConflict]
 
-#: Submissions that are encoded without a thread of their own.
-_ENCODED_IN_PLACE = 64
+#: Records that are encoded without a thread of their own.
+ENCODED_IN_PLACE = 64
 
 
 class _New(NamedTuple):
@@ -66,7 +66,7 @@ class Submitting:
     async def _store(self) -> _Results:
         calls, self._calls, self._storing = self._calls, [], None
         if all(_is_new(each.job) for call in calls for each in call):
-            many = sum(map(len, calls)) > _ENCODED_IN_PLACE
+            many = sum(map(len, calls)) > ENCODED_IN_PLACE
             # Before the transaction: other processes wait for its end.
             new = await asyncio.to_thread(_encoded, calls) if many else _encoded(calls)
             with suppress(_Exists):
