@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from quart import Blueprint, Quart
 from quart.sessions import NullSession, SecureCookieSessionInterface
@@ -18,7 +19,7 @@ from fastlane_core.api.failures import blueprint as failures
 from fastlane_core.api.follow import blueprint as follow
 from fastlane_core.api.jobs import blueprint as jobs
 from fastlane_core.api.live import FOLLOWERS, Followers
-from fastlane_core.api.lookup import canonical_ids, check_path
+from fastlane_core.api.lookup import read_address
 from fastlane_core.api.openapi import blueprint as openapi
 from fastlane_core.api.pages import blueprint as pages
 from fastlane_core.api.payload import PAYLOAD_SCHEMA, PayloadSchema
@@ -37,7 +38,7 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     Every address is answered with and without a slash at its end, without a redirect.
     Raises SettingsError where two plugins own the same field of the job payload.
     """
-    app = Quart("fastlane_core", static_folder=None, template_folder=None)
+    app = _Api("fastlane_core", static_folder=None, template_folder=None)
     app.session_interface = _NoSessions()
     app.request_class = BoundedRequest
     app.asgi_http_class = DirectConnection
@@ -58,13 +59,27 @@ def create_api(context: ApiContext, blueprints: Iterable[Blueprint] = ()) -> Qua
     )
     answer_errors(app)
     guard(app, context)
-    for look in (check_path, canonical_ids):
-        app.before_request(look)
-        app.before_websocket(look)
+    app.before_request(read_address)
+    app.before_websocket(read_address)
     own = (tasks, bulk, jobs, schedules, retries, failures, executions, follow, pages, status, openapi, websocket)
     for blueprint in (*own, *blueprints):
         app.register_blueprint(blueprint)
     return app
+
+
+class _Api(Quart):
+    """Quart, which inspects each handler and each hook before every call to see whether it is asynchronous."""
+
+    def __init__(self, import_name: str, **options: Any) -> None:
+        super().__init__(import_name, **options)
+        self._known: dict[Any, Any] = {}
+
+    def ensure_async(self, func: Any) -> Any:
+        """As Quart's, once for each function."""
+        known = self._known.get(func)
+        if known is None:
+            known = self._known[func] = super().ensure_async(func)
+        return known
 
 
 class _NoSessions(SecureCookieSessionInterface):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
 from quart import Request, request
+from quart.wrappers.base import BaseRequestWebsocket
 from quart.wrappers.request import Body
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
@@ -69,6 +70,23 @@ class BoundedRequest(Request):
     """A request with a bounded body."""
 
     body_class = BoundedBody
+
+    @property
+    def blueprints(self) -> list[str]:
+        """As Quart finds them, which imports a module each of the four times that it asks; here none is nested."""
+        name = self.blueprint
+        return [] if name is None else [name]
+
+
+def header(asked: BaseRequestWebsocket, name: bytes) -> str | None:
+    """The header of that name, which is in lower case, or None.
+
+    `headers.get` raises and catches an exception for each one that is missing, and most are.
+    """
+    for key, value in asked.scope["headers"]:
+        if key == name:
+            return value.decode("latin1")
+    return None
 
 
 async def parsed_body(parse: Callable[[bytes], Parsed]) -> tuple[Parsed, bytes]:

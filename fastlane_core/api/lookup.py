@@ -7,7 +7,9 @@ import unicodedata
 import uuid
 from urllib.parse import unquote_to_bytes
 
-from quart import has_request_context, request, websocket
+from quart import has_request_context
+from quart.globals import request_ctx, websocket_ctx
+from quart.wrappers.base import BaseRequestWebsocket
 
 from fastlane_core.api.context import ApiContext
 from fastlane_core.errors import InvalidInput, NotFound
@@ -21,16 +23,21 @@ _UUID = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA
 _PAGE_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
-async def check_path() -> None:
-    """Refuse an address with bytes that are no text: servers replace them, so different ones would name the same.
+async def read_address() -> None:
+    """Refuse an address with bytes that are no text, and read the ids in it as `canonical_uuid`, however written.
 
-    Raises InvalidInput.
+    Servers replace such bytes, so different ones would name the same. Raises InvalidInput.
     """
-    asked = request if has_request_context() else websocket
-    if "\ufffd" not in asked.path:
-        return
-    parts = asked.scope["raw_path"].partition(b"?")[0].split(b"/")
-    for name, part in zip(_PARTS, parts, strict=False):
+    asked: BaseRequestWebsocket = request_ctx.request if has_request_context() else websocket_ctx.websocket
+    if "\ufffd" in asked.path:
+        _check_path(asked.scope["raw_path"])
+    values = asked.view_args or {}
+    for name in values.keys() & {"job_id", "execution_id"}:
+        values[name] = canonical_uuid(values[name]) or values[name]
+
+
+def _check_path(raw: bytes) -> None:
+    for name, part in zip(_PARTS, raw.partition(b"?")[0].split(b"/"), strict=False):
         try:
             unquote_to_bytes(part).decode()
         except UnicodeDecodeError:
@@ -40,14 +47,6 @@ async def check_path() -> None:
 def canonical_uuid(text: str) -> str | None:
     """The UUID as ids of jobs and executions are written: in lower case, with dashes. None for what is none."""
     return str(uuid.UUID(text)) if _UUID.fullmatch(text) else None
-
-
-async def canonical_ids() -> None:
-    """Read the ids in an address as `canonical_uuid`: however they are written, they name the same."""
-    asked = request if has_request_context() else websocket
-    values = asked.view_args or {}
-    for name in values.keys() & {"job_id", "execution_id"}:
-        values[name] = canonical_uuid(values[name]) or values[name]
 
 
 def check_task_id(task_id: str) -> str:

@@ -7,10 +7,11 @@ import ipaddress
 import re
 from functools import lru_cache
 
-from quart import Response, request
+from quart import Response
+from quart.globals import request_ctx
 
 from fastlane_core.api.answers import json_answer
-from fastlane_core.api.bodies import parsed_body
+from fastlane_core.api.bodies import header, parsed_body
 from fastlane_core.api.context import ApiContext
 from fastlane_core.api.links import request_links
 from fastlane_core.api.lookup import check_task_id
@@ -68,14 +69,15 @@ def submitted_answer(context: ApiContext, submitted: Submitted) -> Response:
     """Where the job is, and the execution that is to start for it."""
     job, execution = submitted.job, submitted.execution
     links = request_links(context)
+    job_url = links.job(job.task_id, job.id)
     return json_answer(
         {
             "taskId": job.task_id,
             "jobId": job.id,
             "executionId": execution.id if execution else None,
-            "executionUrl": links.execution(job.task_id, job.id, execution.id) if execution else None,
+            "executionUrl": f"{job_url}executions/{execution.id}/" if execution else None,
             "queueJobId": execution.id if execution else next_execution_id(job),
-            "jobUrl": links.job(job.task_id, job.id),
+            "jobUrl": job_url,
             "taskUrl": links.task(job.task_id),
         }
     )
@@ -83,8 +85,9 @@ def submitted_answer(context: ApiContext, submitted: Submitted) -> Response:
 
 def client_address() -> str | None:
     """Where the request came from, as a proxy tells it, else as seen here; for the record, nothing is decided by it."""
-    named = (request.headers.get("X-Real-Ip", ""), request.headers.get("X-Forwarded-For", "").partition(",")[0])
-    return next(filter(None, map(_address, (*named, request.remote_addr or ""))), None)
+    asked = request_ctx.request
+    named = (header(asked, b"x-real-ip") or "", (header(asked, b"x-forwarded-for") or "").partition(",")[0])
+    return next(filter(None, map(_address, (*named, asked.remote_addr or ""))), None)
 
 
 @lru_cache(maxsize=1024)
@@ -97,7 +100,7 @@ def _address(text: str) -> str | None:
 
 def idempotency_key() -> str | None:
     """The `Idempotency-Key` of the current request. Raises InvalidInput."""
-    key = request.headers.get("Idempotency-Key")
+    key = header(request_ctx.request, b"idempotency-key")
     return None if key is None else check_key("Idempotency-Key", key)
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from urllib.parse import urlsplit
 
-from quart import Quart, Response, request, websocket
+from quart import Quart, Response
+from quart.globals import request_ctx, websocket_ctx
 from quart.wrappers.base import BaseRequestWebsocket
 
 from fastlane_core.api.answers import Refused
+from fastlane_core.api.bodies import header
 from fastlane_core.api.context import ApiContext
 
 _ALLOWED_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
@@ -41,16 +44,17 @@ def guard(app: Quart, context: ApiContext) -> None:
     policy = Policy(bind_host=context.host, server_name=context.api.server_name, cors_origins=context.api.cors_origins)
 
     async def before_request() -> Response | None:
-        policy.check(request, changes=request.method not in _SAFE_METHODS)
-        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        asked = request_ctx.request
+        policy.check(asked, changes=asked.method not in _SAFE_METHODS)
+        if asked.method == "OPTIONS" and header(asked, b"access-control-request-method") is not None:
             return Response("", status=200, content_type="text/plain")
         return None
 
     async def before_websocket() -> None:
-        policy.check(websocket, changes=True)
+        policy.check(websocket_ctx.websocket, changes=True)
 
     async def after_request(response: Response) -> Response:
-        policy.mark(response, request)
+        policy.mark(response, request_ctx.request)
         return response
 
     app.before_request(before_request)
@@ -70,19 +74,19 @@ class Policy:
 
     def check(self, asked: BaseRequestWebsocket, *, changes: bool) -> None:
         """Raises Refused for what another site's page asks for, and for names that are not this server's."""
-        host = asked.headers.get("Host", "")
+        host = header(asked, b"host") or ""
         if self._loopback_only and host and not self._is_own_name(_host_of(host)):
             raise Refused(
                 f"this server listens on loopback and is not known as {_shown(host)}; "
                 "if it should be, set SERVER_NAME to that name"
             )
-        origin = asked.headers.get("Origin")
+        origin = header(asked, b"origin")
         if origin is not None:
             if not (self.allows(origin) or self._is_own_origin(origin, host)):
                 raise Refused(
                     f"a page of {_shown(origin)} may not use this server; if it should, add it to CORS_ORIGINS"
                 )
-        elif changes and asked.headers.get("Sec-Fetch-Site", "").lower() in _FOREIGN_SITES:
+        elif changes and (header(asked, b"sec-fetch-site") or "").lower() in _FOREIGN_SITES:
             raise Refused("a page of another site may not use this server")
 
     def allows(self, origin: str) -> bool:
@@ -97,7 +101,7 @@ class Policy:
                 response.headers.add(name, value)
         if not self._origins:
             return
-        origin = asked.headers.get("Origin")
+        origin = header(asked, b"origin")
         response.vary.add("Origin")
         if origin is not None and self.allows(origin):
             response.headers["Access-Control-Allow-Origin"] = origin
@@ -122,6 +126,7 @@ class Policy:
         return (parts.hostname, port) in own
 
 
+@lru_cache(maxsize=256)
 def _is_loopback(host: str) -> bool:
     name = host.lower().strip("[]")
     if name == "localhost":

@@ -10,7 +10,7 @@ import structlog
 
 from fastlane_core.contracts.queue import Limit, Queue, QueueItem, job_key, task_key
 from fastlane_core.contracts.storage import Storage, Submission, Submitted
-from fastlane_core.engine.identifiers import new_id
+from fastlane_core.engine.identifiers import new_ids
 from fastlane_core.engine.routing import Routing
 from fastlane_core.engine.schedules import begun
 from fastlane_core.engine.task_limits import TaskLimits
@@ -44,10 +44,6 @@ class JobOrder:
     notifications: Mapping[str, JsonObject] = field(default_factory=dict)
     idempotency_key: str | None = None
     request_digest: str | None = None
-
-
-#: One at a time, for ever.
-NEW_IDS = iter(new_id, None)
 
 
 class JobSubmission:
@@ -90,7 +86,7 @@ class JobSubmission:
         """Put a stored execution in the queue, together with others that come at the same time."""
         await self._enqueuing.put(execution)
 
-    def prepared(self, order: JobOrder, ids: Iterator[str] = NEW_IDS) -> Submission:
+    def prepared(self, order: JobOrder, ids: Iterator[str] | None = None) -> Submission:
         """The job, with its first execution unless its schedule makes that, as they are to be stored.
 
         Raises InvalidInput where no lane takes the task, an option belongs to another runner, the runner refuses it, or
@@ -105,6 +101,7 @@ class JobSubmission:
                 )
         runner.check(lane, order.spec)
         now = self._clock()
+        ids = ids or new_ids(2)
         job = Job(
             id=order.job_id or next(ids),
             task_id=order.task_id,

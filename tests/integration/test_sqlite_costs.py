@@ -170,10 +170,10 @@ def store(connection: sqlite3.Connection, count: int) -> None:
     """History of a task with one job of many executions, of many jobs, of many tasks; and one long log."""
     job = a_job("busy", "busy job")
     storage_records.submit(connection, [replace(a_submission(), job=job, execution=an_execution(job, "followed"))])
-    storage_records.add_executions(
-        connection,
-        [an_execution(job, status=Status.DONE, finished_at=1.0 + number, created_at=number) for number in range(count)],
-    )
+    many = [
+        an_execution(job, status=Status.DONE, finished_at=1.0 + number, created_at=number) for number in range(count)
+    ]
+    storage_records.add_executions(connection, storage_records.new_executions(many))
     storage_records.submit(connection, [a_submission("busy") for _ in range(count)])
     scheduled = [a_job("scheduled", due_at=float(number)) for number in range(count)]
     storage_records.submit(connection, [Submission(job=job, execution=None) for job in scheduled])

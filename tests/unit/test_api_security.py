@@ -12,7 +12,8 @@ from fastlane_core.api.security import Policy
 
 def asked(**headers: str) -> BaseRequestWebsocket:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return BaseRequestWebsocket("POST", "http", "/", b"", Headers(named), "", "1.1", {})  # type: ignore[arg-type, typeddict-item]
+    scope = {"headers": [(name.lower().encode(), value.encode()) for name, value in named.items()]}
+    return BaseRequestWebsocket("POST", "http", "/", b"", Headers(named), "", "1.1", scope)  # type: ignore[arg-type]
 
 
 def is_refused(policy: Policy, *, changes: bool = True, **headers: str) -> bool:

@@ -39,20 +39,32 @@ class _New(NamedTuple):
     execution: Row | None
 
 
+class _Call(NamedTuple):
+    """What one call wants stored, and the same encoded if all of it is new."""
+
+    submissions: Sequence[Submission]
+    new: Sequence[_New] | None
+
+
 class Submitting:
     """Gathers the calls of an event loop's turn. One that cannot be stored fails alone."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._calls: list[Sequence[Submission]] = []
+        self._calls: list[_Call] = []
         self._storing: asyncio.Task[_Results] | None = None
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         """`Storage.submit`."""
+        new = None
+        if all(_is_new(each.job) for each in submissions):
+            # Before the transaction, for whose end other processes wait.
+            many = len(submissions) > ENCODED_IN_PLACE
+            new = await asyncio.to_thread(_encoded, submissions) if many else _encoded(submissions)
         if self._storing is None:
             self._storing = asyncio.create_task(self._store())
         place = len(self._calls)
-        self._calls.append(submissions)
+        self._calls.append(_Call(submissions, new))
         try:
             # Whoever is cancelled must not take the others along.
             results = await asyncio.shield(self._storing)
@@ -65,13 +77,13 @@ class Submitting:
 
     async def _store(self) -> _Results:
         calls, self._calls, self._storing = self._calls, [], None
-        if all(_is_new(each.job) for call in calls for each in call):
-            many = sum(map(len, calls)) > ENCODED_IN_PLACE
-            # Before the transaction: other processes wait for its end.
-            new = await asyncio.to_thread(_encoded, calls) if many else _encoded(calls)
+        new = [call.new for call in calls if call.new is not None]
+        if len(new) == len(calls):
             with suppress(_Exists):
                 return await self._session.write(lambda connection: _store_new(connection, new))
-        return await self._session.write(lambda connection: [_store_one(connection, call) for call in calls])
+        return await self._session.write(
+            lambda connection: [_store_one(connection, call.submissions) for call in calls]
+        )
 
 
 class _Exists(Exception):
@@ -95,8 +107,8 @@ def _store_one(
         connection.execute("RELEASE one_call")
 
 
-def _encoded(calls: Sequence[Sequence[Submission]]) -> Sequence[Sequence[_New]]:
-    return [[_encoded_one(submission) for submission in call] for call in calls]
+def _encoded(submissions: Sequence[Submission]) -> Sequence[_New]:
+    return [_encoded_one(each) for each in submissions]
 
 
 def _encoded_one(submission: Submission) -> _New:
