@@ -198,6 +198,7 @@ class Job:
     #: When it runs again and again; None runs it once.
     schedule: Schedule | None = None
     #: When a scheduler must next look at it; None when it has nothing to fire: no schedule, paused, ended or stopped.
+    #: One that is stopped has it until all its executions were told.
     due_at: float | None = None
     #: Time after which it must not start any more.
     expiration: float | None = None

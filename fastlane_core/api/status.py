@@ -17,6 +17,7 @@ from fastlane_core.api.times import iso_time
 from fastlane_core.api.waiting import live_workers
 from fastlane_core.contracts.queue import LaneStats
 from fastlane_core.engine.presence import APIS_SCOPE, live_reports
+from fastlane_core.engine.schedules import is_active
 from fastlane_core.errors import QueueUnavailable, StorageUnavailable
 from fastlane_core.models import Job, Json, JsonObject, Status
 
@@ -69,14 +70,16 @@ async def status() -> Response:
         context.storage.list_scheduled_jobs(cursor=None, limit=_SCHEDULED),
         context.storage.count_scheduled_jobs(),
     )
+    # Others are being stopped.
+    listed = [each for each in scheduled.items if is_active(each)]
     links = request_links(context)
     return json_answer(
         {
             "hosts": _hosts(workers, stats),
             "containers": {"running": running},
-            "queues": _queues(stats, scheduled.items, scheduled_count),
+            "queues": _queues(stats, listed, scheduled_count),
             "tasks": {"count": tasks},
-            "jobs": {"count": jobs, "scheduled": [scheduled_item(context, each, links) for each in scheduled.items]},
+            "jobs": {"count": jobs, "scheduled": [scheduled_item(context, each, links) for each in listed]},
             "fastlane": {
                 "version": context.version,
                 "pid": os.getpid(),

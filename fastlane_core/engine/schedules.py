@@ -21,6 +21,8 @@ from fastlane_core.quick_dataclass import replace
 MISSED_AFTER = 60.0
 #: Executions of a job that wait for each other at most, with `Overlap.QUEUE`.
 MOST_QUEUED = 100
+#: Seconds that whoever stops a job has for telling its executions, before a scheduler goes on with it.
+STOP_SECONDS = 30.0
 
 _MISSED = "no worker was there in time"
 
@@ -65,11 +67,16 @@ def resumed(job: Job, *, now: float) -> Job:
 
 
 def stopped_for_good(job: Job, *, now: float) -> Job:
-    """The job as one that was asked to stop: its schedule has ended, also should the job be run again."""
+    """The job as asked to stop, and `is_stopping`. Its schedule has ended, also should the job be run again."""
     schedule = job.schedule
     if schedule is not None:
         schedule = replace(schedule, next_tick_at=None, paused_at=None)
-    return replace(job, stop_requested_at=now, schedule=schedule, due_at=None)
+    return replace(job, stop_requested_at=now, schedule=schedule, due_at=now + STOP_SECONDS)
+
+
+def is_stopping(job: Job) -> bool:
+    """Whether executions of it may still have to be told of its stop: by whoever stopped it, later by a scheduler."""
+    return job.stop_requested_at is not None and job.due_at is not None
 
 
 def is_active(job: Job) -> bool:

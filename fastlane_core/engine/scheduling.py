@@ -19,10 +19,12 @@ from fastlane_core.engine.presence import WORKERS_SCOPE, live_reports
 from fastlane_core.engine.schedules import (
     MISSED_AFTER,
     MOST_QUEUED,
+    STOP_SECONDS,
     Firing,
     advanced,
     due_ticks,
     execution_of,
+    is_stopping,
     refused,
     with_overlap,
 )
@@ -87,7 +89,9 @@ class Scheduler:
         jobs = await self._storage.list_due_jobs(until=until, limit=_AT_ONCE)
         if not jobs:
             return 0
-        decided = await asyncio.gather(*(self._decided(each, now=now) for each in jobs))
+        if stopping := [each for each in jobs if is_stopping(each)]:
+            await self._go_on_stopping(stopping, now=now)
+        decided = await asyncio.gather(*(self._decided(each, now=now) for each in jobs if not is_stopping(each)))
         firings = _within_bounds([each for each in decided if each is not None])
         executions = [each for firing in firings for each in self._executions(firing, now=now)]
         for start in range(0, len(executions), _ADDED_AT_ONCE):
@@ -98,6 +102,13 @@ class Scheduler:
         self._context.reach(FaultPoint.TICKS_ADVANCED)
         log.info("fired", jobs=len(firings), executions=len(executions), elsewhere=sum(each is None for each in stored))
         return len(jobs)
+
+    async def _go_on_stopping(self, jobs: Sequence[Job], *, now: float) -> None:
+        """Tell, beside all else, what was not told in time that its job was stopped: whoever stopped it has died."""
+        for job in await self._storage.put_jobs([replace(each, due_at=now + STOP_SECONDS) for each in jobs]):
+            if job is not None:
+                log.info("going on with a stop that was not finished", task=job.task_id, job=job.id)
+                self._stopping.go_on(job)
 
     async def _decided(self, job: Job, *, now: float) -> Firing | None:
         """What the job fires; None where that cannot be told because of a defect, which is reported."""

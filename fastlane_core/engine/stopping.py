@@ -12,11 +12,12 @@ import structlog
 from fastlane_core.contracts.queue import Queue
 from fastlane_core.contracts.storage import Storage
 from fastlane_core.engine.lifecycle import next_attempt, stop_requested, superseded
-from fastlane_core.engine.records import change_execution
-from fastlane_core.engine.schedules import stopped_for_good
+from fastlane_core.engine.records import Fenced, change_execution
+from fastlane_core.engine.schedules import is_stopping, stopped_for_good
 from fastlane_core.engine.topics import execution_topic, worker_topic
 from fastlane_core.errors import NotFound, QueueUnavailable, RevisionConflict
 from fastlane_core.models import Execution, Job
+from fastlane_core.quick_dataclass import replace
 
 log = structlog.get_logger(__name__)
 
@@ -36,32 +37,55 @@ class Stopping:
         self._storage = storage
         self._queue = queue
         self._clock = clock
-        #: What goes on ending after its answer.
-        self._going_on: set[asyncio.Task[None]] = set()
+        #: Stopped jobs whose executions are being told, by task and id.
+        self._going_on: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def stop_job(self, task_id: str, job_id: str, *, within: float | None = None) -> Job:
         """End what the job runs or waits for, its retries and its schedule. Raises NotFound, StorageUnavailable.
 
         What is not ended `within` so many seconds is ended after this has returned, or, should this process die
-        meanwhile, by whoever claims it: the job says that it was stopped.
+        meanwhile, by a scheduler: the job `is_stopping` until all were told.
         """
         job = await self._mark_job(task_id, job_id)
         # The oldest come first, and with them the one that was made with the job, which does not ask for its job.
-        cursor = await self._end_page(job, _any, stop_requested, None)
-        if cursor is None:
+        if await self._end_page(job, _any, stop_requested, None) is None:
+            await self._note_told(job)
             return job
-        ending = asyncio.create_task(self._end_unfinished(job, _any, stop_requested, cursor))
-        self._going_on.add(ending)
-        ending.add_done_callback(self._is_over)
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
-                await asyncio.shield(ending)
+                await asyncio.shield(self.go_on(job))
         return job
 
-    def _is_over(self, ending: asyncio.Task[None]) -> None:
-        self._going_on.discard(ending)
-        if not ending.cancelled() and (error := ending.exception()) is not None:
-            log.warning("not all executions of a stopped job could be told; they end when claimed", error=str(error))
+    def go_on(self, job: Job) -> asyncio.Task[None]:
+        """Tell all that a stopped job runs or waits for, in the background, unless that is being done here already."""
+        found = self._going_on.get((job.task_id, job.id))
+        if found is not None:
+            return found
+        telling = asyncio.create_task(self._tell_all(job))
+        self._going_on[job.task_id, job.id] = telling
+        telling.add_done_callback(lambda _: self._are_told(job, telling))
+        return telling
+
+    def _are_told(self, job: Job, telling: asyncio.Task[None]) -> None:
+        del self._going_on[job.task_id, job.id]
+        if not telling.cancelled() and (error := telling.exception()) is not None:
+            log.warning("not all executions of a stopped job could be told; a scheduler goes on", error=str(error))
+
+    async def _tell_all(self, job: Job) -> None:
+        cursor = await self._end_page(job, _any, stop_requested, None)
+        while cursor is not None:
+            stored = await self._storage.get_job(job.task_id, job.id)
+            if stored is None or stored.stop_requested_at != job.stop_requested_at:
+                # It was asked to go on.
+                return
+            cursor = await self._end_page(job, _any, stop_requested, cursor)
+        await self._note_told(job)
+
+    async def _note_told(self, job: Job) -> None:
+        if is_stopping(job):
+            # Where somebody else has changed the job, a scheduler finds out that there is nothing left to be told.
+            with suppress(RevisionConflict):
+                await self._storage.put_job(replace(job, due_at=None))
 
     async def stop_unfinished(self, job: Job, *, but: Collection[str] = (), before_tick: float | None = None) -> None:
         """End what the job runs or waits for, and not its schedule. Raises StorageUnavailable.
@@ -116,9 +140,8 @@ class Stopping:
             except RevisionConflict:
                 continue
 
-    async def _end_unfinished(
-        self, job: Job, wanted: Callable[[Execution], bool], step: Step, cursor: str | None = None
-    ) -> None:
+    async def _end_unfinished(self, job: Job, wanted: Callable[[Execution], bool], step: Step) -> None:
+        cursor: str | None = None
         while (cursor := await self._end_page(job, wanted, step, cursor)) is not None:
             pass
 
@@ -132,7 +155,13 @@ class Stopping:
 
     async def _end(self, execution: Execution, step: Step) -> Execution:
         now = self._clock()
-        changed = await change_execution(self._storage, execution, lambda current: step(current, now=now), fence=None)
+        try:
+            changed = await change_execution(
+                self._storage, execution, lambda current: step(current, now=now), fence=None
+            )
+        except Fenced:
+            # It had ended, and retention has removed it meanwhile.
+            return execution
         if not changed.status.is_final and changed.stop_requested_at is None:
             return changed
         try:

@@ -11,6 +11,7 @@ import pytest
 
 from fastlane_core.engine.replacing import JobReplacement, Precondition
 from fastlane_core.engine.retrying import Retrying, Selection
+from fastlane_core.engine.schedules import STOP_SECONDS, is_stopping, stopped_for_good
 from fastlane_core.engine.stopping import Stopping
 from fastlane_core.engine.submission import JobOrder, JobSubmission, queue_item
 from fastlane_core.errors import Conflict, InvalidInput, PreconditionFailed, PullFailed, RevisionConflict
@@ -259,13 +260,57 @@ async def test_what_a_stop_had_not_come_to_when_its_process_died_ends_when_it_is
     await fastlane.storage.add_executions(ticks)
     await fastlane.queue.put([queue_item(each, fastlane.routing()) for each in ticks])
     await stopping(fastlane).stop_job(other.task_id, other.job_id, within=0.0)
-    for task in asyncio.all_tasks():
-        if "_end_unfinished" in repr(task):
-            task.cancel()
+    _die_with_what_was_to_be_told()
     assert await _unfinished(fastlane, other) >= 100
     async with fastlane.worker():
         await until(lambda: _is_nothing_left(fastlane, other))
     assert not fastlane.engine.starts
+
+
+async def test_runs_that_a_stop_had_not_come_to_when_its_process_died_are_ended_by_a_scheduler(
+    fastlane: Deployment,
+) -> None:
+    first = await fastlane.submit("hang")
+    async with fastlane.worker():
+        await until(lambda: _is_running(fastlane, first))
+        job = await fastlane.storage.get_job(first.task_id, first.job_id)
+        assert job is not None
+        # As a process leaves it that dies right after it has noted the stop.
+        await fastlane.storage.put_job(stopped_for_good(job, now=fastlane.clock()))
+
+        fastlane.clock.advance(STOP_SECONDS + 0.1)
+
+        assert (await fastlane.ended(first)).status is Status.STOPPED
+        await until(lambda: _is_told(fastlane, first))
+
+
+async def test_a_stop_whose_job_is_run_again_stops_nothing_more(fastlane: Deployment) -> None:
+    execution = await fastlane.submit("hang")
+    waiting = [replace(execution, id=f"later {n}", tick=1000.0 + n, revision=0) for n in range(1500)]
+    await fastlane.storage.add_executions(waiting)
+    stopping_it = stopping(fastlane)
+    job = await stopping_it.stop_job(execution.task_id, execution.job_id, within=0.0)
+    await fastlane.storage.put_job(replace(job, stop_requested_at=None))
+
+    await asyncio.wait_for(stopping_it.go_on(job), 30)
+
+    assert await _unfinished(fastlane, execution) >= 1000
+
+
+def _die_with_what_was_to_be_told() -> None:
+    for task in asyncio.all_tasks():
+        if "_tell_all" in repr(task):
+            task.cancel()
+
+
+async def _is_running(fastlane: Deployment, execution: Execution) -> bool:
+    stored = await fastlane.storage.get_execution(execution.id)
+    return stored is not None and stored.status is Status.RUNNING
+
+
+async def _is_told(fastlane: Deployment, execution: Execution) -> bool:
+    job = await fastlane.storage.get_job(execution.task_id, execution.job_id)
+    return job is not None and job.stop_requested_at is not None and not is_stopping(job)
 
 
 async def test_stopping_an_execution_ends_what_tries_it_again_and_leaves_the_job(fastlane: Deployment) -> None:
