@@ -5,7 +5,7 @@ PYTHON ?= python3
 # What `test-core` runs.
 CORE_TESTS ?= tests
 # Processes that run tests side by side; PARALLEL= runs them one after the other.
-PARALLEL ?= -n 2
+PARALLEL ?= -n 3
 BIN := .venv/bin
 PACKAGES := -e . -e plugins/fastlane_docker
 
