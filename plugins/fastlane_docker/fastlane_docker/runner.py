@@ -22,7 +22,7 @@ from fastlane_core.contracts.runner import (
     PruneReport,
     Runner,
 )
-from fastlane_core.errors import EngineUnavailable, ImageNotFound, RunnerError, RunNotFound
+from fastlane_core.errors import EngineUnavailable, ImageNotFound, RunnerError, RunNotFound, StorageUnavailable
 from fastlane_core.hookspecs import RunnerContext
 from fastlane_core.models import JsonObject, Output, RunHandle, RunOutcome, RunRequest, RunSpec
 from fastlane_docker.engines.certificates import check_files
@@ -149,7 +149,14 @@ class DockerRunner(Runner):
 
         def confirm() -> None:
             # From the thread, so that nothing comes between the answer and the start.
-            asyncio.run_coroutine_threadsafe(confirmed(), loop).result(self._settings.docker_timeout_seconds)
+            asked = asyncio.run_coroutine_threadsafe(confirmed(), loop)
+            try:
+                # Before the engine's own time is over, which is not at fault.
+                asked.result(self._settings.docker_timeout_seconds / 2)
+            except TimeoutError:
+                asked.cancel()
+                message = f"the storage did not tell in time whether execution {request.execution_id} may be started"
+                raise StorageUnavailable(message) from None
 
         def start(client: Client) -> tuple[str, float | None]:
             return start_run(client, request, resolved, self._settings, confirm)

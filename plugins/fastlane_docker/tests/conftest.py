@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import docker
@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from fastlane_core.builtin.sqlite.storage import SqliteStorage
 from fastlane_core.contracts.storage import Storage
+from fastlane_core.models import RunRequest
 from fastlane_core.testing.runner_context import runner_context
 from fastlane_core.testing.runner_driver import RunDriver
 from fastlane_docker.runner import DockerRunner
@@ -24,6 +25,7 @@ from tests.services.registry import Registry
 from tests.services.tcp_proxy import TcpProxy
 
 BuildRunner = Callable[..., DockerRunner]
+ConfirmStart = Callable[[RunRequest], Awaitable[None]]
 Push = Callable[..., str]
 
 
@@ -47,7 +49,11 @@ async def build_runner(deployment_id: str, storage: Storage) -> AsyncIterator[Bu
     runners: list[DockerRunner] = []
 
     def build(
-        *hosts: str, deployment: str | None = None, stop_grace_seconds: float = 10.0, **settings: object
+        *hosts: str,
+        deployment: str | None = None,
+        stop_grace_seconds: float = 10.0,
+        confirm_start: ConfirmStart | None = None,
+        **settings: object,
     ) -> DockerRunner:
         farm = {"hosts": list(hosts) or ["unused"], "maxRunning": 8}
         values = {
@@ -63,6 +69,7 @@ async def build_runner(deployment_id: str, storage: Storage) -> AsyncIterator[Bu
             deployment_id=deployment or deployment_id,
             storage=storage,
             stop_grace_seconds=stop_grace_seconds,
+            confirm_start=confirm_start,
         )
         runner = DockerRunner(context)
         runners.append(runner)

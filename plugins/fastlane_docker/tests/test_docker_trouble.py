@@ -14,7 +14,7 @@ from typing import Any
 import docker
 import pytest
 
-from fastlane_core.errors import EngineUnavailable, StartLost
+from fastlane_core.errors import EngineUnavailable, StartLost, StorageUnavailable
 from fastlane_core.models import Output, Reason, RunRequest
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, StartedRun, Written, ignore_progress
 from fastlane_docker.runner import DockerRunner
@@ -331,6 +331,23 @@ async def test_run_that_its_engine_may_have_started_before_it_went_down_is_not_s
     assert await runs.owned(runner, request.place) == {}
 
 
+async def test_storage_that_hangs_before_a_start_is_no_trouble_of_the_engine(
+    build_runner: Build, docker_engine: SharedEngine, runs: RunDriver
+) -> None:
+    async def hang(request: RunRequest) -> None:
+        await asyncio.Event().wait()
+
+    runner = build_runner(docker_engine.url, confirm_start=hang, docker_timeout_seconds=1.0)
+    await runner.open()
+    request = await runs.request(runner, "true")
+
+    with pytest.raises(StorageUnavailable, match=f"whether execution {request.execution_id} may be started"):
+        await runs.start_request(runner, request)
+
+    (host,) = _hosts(await runner.health())
+    assert (host["available"], host["circuit"]) == (True, "closed")
+
+
 async def test_worker_that_comes_too_late_starts_nothing(
     runner: DockerRunner, runs: RunDriver, sdk: docker.DockerClient
 ) -> None:
@@ -344,6 +361,10 @@ async def test_worker_that_comes_too_late_starts_nothing(
     assert (await late.written()).stdout == b"once\n"
     names = [each.name for each in sdk.containers.list(all=True, filters={"name": run.request.execution_id})]
     assert names == [f"defunct-fastlane-job-{run.request.execution_id}"]
+
+
+def _hosts(health: Any) -> Any:
+    return health["hosts"]
 
 
 def _at(request: RunRequest, place: str) -> RunRequest:
