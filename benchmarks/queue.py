@@ -6,7 +6,8 @@
 For each queue: put, claim and ack per second, one item a call, by so many callers at a time; then rounds of claim and
 ack (one item each, one caller) on a lane in which 1,000 wait, and on one in which `--waiting` do, in turns. Prints the
 median rate of each with its spread, and the ratio of the two medians: 1.0 means that it does not matter how many wait.
-Then the same on a lane in which `--held` items of a task limited to 2 wait besides, and on one without them.
+Then the same on a lane in which two items of a task limited to 2 are leased and `--held` wait besides, and on one with
+the two alone.
 
 Redis is started by the benchmark, on loopback and without persistence; SQLite is on a file in the temporary folder.
 """
@@ -91,12 +92,13 @@ async def _limited(queue: Queue, held: int, steps: int, rounds: int) -> bool:
     """Whether the ratio is within its limit."""
     for lane in ("free", "limited"):
         await queue.put([_item(lane) for _ in range(_FEW)])
-    limits = (Limit(key=task_key("limited"), capacity=2),)
-    for start in range(0, held, _BATCH):
-        count = min(_BATCH, held - start)
-        await queue.put([replace(_item("limited"), task_id="limited", priority=9, limits=limits) for _ in range(count)])
-    running = await queue.claim("limited", worker="benchmark", capacity=2, limit=2, lease_seconds=3600.0)
-    assert [lease.item.task_id for lease in running] == ["limited"] * 2
+        limited = replace(_item(lane), task_id=lane, priority=9, limits=(Limit(key=task_key(lane), capacity=2),))
+        waiting = 2 + (held if lane == "limited" else 0)
+        for start in range(0, waiting, _BATCH):
+            count = min(_BATCH, waiting - start)
+            await queue.put([replace(limited, execution_id=str(uuid.uuid4())) for _ in range(count)])
+        running = await queue.claim(lane, worker="benchmark", capacity=2, limit=2, lease_seconds=3600.0)
+        assert [lease.item.task_id for lease in running] == [lane] * 2
     free, beside = await _compare(queue, {"free": "none held", "limited": f"{held:,} held"}, steps, rounds)
     return _is_within(free / beside, 1.1)
 

@@ -2,15 +2,17 @@
 
     python -m benchmarks.schedules [--schedules 1000] [--rounds 7] [--check]
 
-One worker in this process, storage and queue on SQLite in the temporary folder, and a runner that does nothing. Each
-round begins a few seconds before a full minute, at which all schedules are due; clocks of all parts are moved there
-together. Prints p50, p99 and the latest of each round, in milliseconds, then the medians of the rounds.
+One worker in this process with room for all of them, storage and queue on SQLite in the temporary folder, and a runner
+that does nothing. Each round begins a few seconds before a full minute, at which all schedules are due; clocks of all
+parts are moved there together. Prints p50, p99 and the latest of each round, in milliseconds, then the medians of the
+rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import statistics
 import sys
@@ -18,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import structlog
 
 from fastlane_core.builtin.sqlite.queue import SqliteQueue
 from fastlane_core.builtin.sqlite.storage import SqliteStorage
@@ -79,6 +83,7 @@ async def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--check", action="store_true", help="fail above the limit")
     arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with tempfile.TemporaryDirectory(prefix="fastlane-benchmark-") as folder:
         clock = MovedClock()
         storage, queue = SqliteStorage(Path(folder) / "fastlane.db"), WatchedQueue(Path(folder) / "fastlane.db", clock)

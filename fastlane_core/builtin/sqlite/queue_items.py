@@ -53,6 +53,8 @@ PROMOTE = """
         SELECT number FROM items WHERE lane = ? AND state = 'delayed' AND due_at <= ? ORDER BY due_at LIMIT ?
     )
 """
+#: Far cheaper than finding nothing to adopt.
+ANY_RUN_OUT = "SELECT 1 FROM items WHERE lane = ? AND state = 'leased' AND expires_at <= ? LIMIT 1"
 #: How the token begins of a lease that was adopted after it had been handed over, and so had run out at 0.
 _HANDED_OVER = "h"
 ADOPT = """
@@ -151,7 +153,7 @@ def claim(
     if delayed:
         connection.execute(PROMOTE, (number, now, _PROMOTED_AT_ONCE))
     leases: list[Lease] = []
-    if leased and limit > 0:
+    if leased and limit > 0 and connection.execute(ANY_RUN_OUT, (number, now)).fetchone():
         rows = connection.execute(ADOPT, (worker, expires_at, number, now, limit)).fetchall()
         leases += [
             _lease(connection, about, lane, worker, token, adopted=True, place=place)
