@@ -131,7 +131,8 @@ def parse_json(body: bytes) -> Json:
         raise InvalidInput("", f"the body is not JSON: {error}") from None
     # A text, a number or the like alone is of no use to anybody who asks.
     if isinstance(document, dict | list):
-        _check_contents(document)
+        # What must not be in texts comes into one by an escape alone: neither is valid in UTF-8 or in JSON as it is.
+        _check_contents(document, texts=b"\\u" in body)
     return cast("Json", document)
 
 
@@ -148,15 +149,15 @@ def kind_of(value: object) -> str:
     return "an object" if isinstance(value, dict) else "a list"
 
 
-def _check_contents(document: object) -> None:
-    """Look through all of it, holding no more than one iterator per level."""
+def _check_contents(document: object, *, texts: bool) -> None:
+    """Look through all of it, `texts` as well, holding no more than one iterator per level."""
     levels: list[tuple[tuple[str, ...], Iterator[tuple[object, object]]]] = [((), _items(document))]
     while levels:
         path, rest = levels[-1]
         for key, value in rest:
-            if isinstance(key, str) and (problem := _problem(key)):
+            if texts and isinstance(key, str) and (problem := _problem(key)):
                 raise InvalidInput(_dotted(path), f"has a key with {problem}")
-            if isinstance(value, str) and (problem := _problem(value)):
+            if texts and isinstance(value, str) and (problem := _problem(value)):
                 raise InvalidInput(_dotted((*path, str(key))), f"contains {problem}")
             if isinstance(value, dict | list):
                 if len(levels) == _DEEPEST:
