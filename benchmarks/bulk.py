@@ -1,6 +1,6 @@
 """Jobs per second that `POST /tasks/<task>/bulk` accepts on SQLite, durable before each answer.
 
-    python -m benchmarks.bulk [--jobs 10000] [--requests 12] [--clients 4] [--processes 2] [--rounds 5] [--at-least 0]
+    python -m benchmarks.bulk [--jobs 10000] [--requests 24] [--clients 4] [--processes 2] [--rounds 3] [--at-least 0]
 
 Starts `fastlane api` with so many processes on a new file. In each round so many clients send so many requests of
 `--jobs` different jobs each; then what is stored is compared with what was answered. Prints the rate of each round with
@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code is 1 when the median rate is below --at-least."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=10_000, help="of each request")
-    parser.add_argument("--requests", type=int, default=12, help="of each round")
+    parser.add_argument("--requests", type=int, default=24, help="of each round")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--at-least", type=float, default=0.0, help="fail below so many jobs per second")
     options = parser.parse_args(arguments)
     jobs = [
