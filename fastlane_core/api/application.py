@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from quart import Blueprint, Quart
@@ -72,14 +73,12 @@ class _Api(Quart):
 
     def __init__(self, import_name: str, **options: Any) -> None:
         super().__init__(import_name, **options)
-        self._known: dict[Any, Any] = {}
+        # Bounded: plugins may hand over functions that are made for one request.
+        self._inspected = lru_cache(maxsize=1_024)(super().ensure_async)
 
     def ensure_async(self, func: Any) -> Any:
         """As Quart's, once for each function."""
-        known = self._known.get(func)
-        if known is None:
-            known = self._known[func] = super().ensure_async(func)
-        return known
+        return self._inspected(func)
 
 
 class _NoSessions(SecureCookieSessionInterface):

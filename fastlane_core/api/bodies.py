@@ -73,9 +73,13 @@ class BoundedRequest(Request):
 
     @property
     def blueprints(self) -> list[str]:
-        """As Quart finds them, which imports a module each of the four times that it asks; here none is nested."""
+        """As Quart finds them, which imports a module each of the four times that it asks: the inner one first."""
+        names: list[str] = []
         name = self.blueprint
-        return [] if name is None else [name]
+        while name:
+            names.append(name)
+            name = name.rpartition(".")[0]
+        return names
 
 
 def header(asked: BaseRequestWebsocket, name: bytes) -> str | None:

@@ -69,15 +69,14 @@ def submitted_answer(context: ApiContext, submitted: Submitted) -> Response:
     """Where the job is, and the execution that is to start for it."""
     job, execution = submitted.job, submitted.execution
     links = request_links(context)
-    job_url = links.job(job.task_id, job.id)
     return json_answer(
         {
             "taskId": job.task_id,
             "jobId": job.id,
             "executionId": execution.id if execution else None,
-            "executionUrl": f"{job_url}executions/{execution.id}/" if execution else None,
+            "executionUrl": links.execution(job.task_id, job.id, execution.id) if execution else None,
             "queueJobId": execution.id if execution else next_execution_id(job),
-            "jobUrl": job_url,
+            "jobUrl": links.job(job.task_id, job.id),
             "taskUrl": links.task(job.task_id),
         }
     )

@@ -48,20 +48,21 @@ class Stopping:
         """
         job = await self._mark_job(task_id, job_id)
         # The oldest come first, and with them the one that was made with the job, which does not ask for its job.
-        if await self._end_page(job, _any, stop_requested, None) is None:
+        cursor = await self._end_page(job, _any, stop_requested, None)
+        if cursor is None:
             await self._note_told(job)
             return job
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
-                await asyncio.shield(self.go_on(job))
+                await asyncio.shield(self.go_on(job, cursor))
         return job
 
-    def go_on(self, job: Job) -> asyncio.Task[None]:
+    def go_on(self, job: Job, cursor: str | None = None) -> asyncio.Task[None]:
         """Tell all that a stopped job runs or waits for, in the background, unless that is being done here already."""
         found = self._going_on.get((job.task_id, job.id))
         if found is not None:
             return found
-        telling = asyncio.create_task(self._tell_all(job))
+        telling = asyncio.create_task(self._tell_all(job, cursor))
         self._going_on[job.task_id, job.id] = telling
         telling.add_done_callback(lambda _: self._are_told(job, telling))
         return telling
@@ -71,14 +72,15 @@ class Stopping:
         if not telling.cancelled() and (error := telling.exception()) is not None:
             log.warning("not all executions of a stopped job could be told; a scheduler goes on", error=str(error))
 
-    async def _tell_all(self, job: Job) -> None:
-        cursor = await self._end_page(job, _any, stop_requested, None)
-        while cursor is not None:
+    async def _tell_all(self, job: Job, cursor: str | None) -> None:
+        while True:
             stored = await self._storage.get_job(job.task_id, job.id)
             if stored is None or stored.stop_requested_at != job.stop_requested_at:
                 # It was asked to go on.
                 return
             cursor = await self._end_page(job, _any, stop_requested, cursor)
+            if cursor is None:
+                break
         await self._note_told(job)
 
     async def _note_told(self, job: Job) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import sqlite3
@@ -15,7 +14,7 @@ from fastlane_core.builtin.sqlite.connection import snapshot
 from fastlane_core.builtin.sqlite.cursors import decode_cursor, encode_cursor
 from fastlane_core.builtin.sqlite.database import Session
 from fastlane_core.builtin.sqlite.storage_schema import STORAGE_SCHEMA
-from fastlane_core.builtin.sqlite.submitting import ENCODED_IN_PLACE, Submitting
+from fastlane_core.builtin.sqlite.submitting import Submitting, encoded
 from fastlane_core.builtin.sqlite.task_search import MAX_FOUND, find_tasks
 from fastlane_core.contracts.records import decode_execution, decode_job
 from fastlane_core.contracts.storage import (
@@ -196,9 +195,7 @@ class SqliteStorage(Storage):
         return await self._session.read(lambda connection: storage_records.find_execution(connection, execution_id))
 
     async def add_executions(self, executions: Sequence[Execution]) -> None:
-        encode = storage_records.new_executions
-        many = len(executions) > ENCODED_IN_PLACE
-        new = await asyncio.to_thread(encode, executions) if many else encode(executions)
+        new = await encoded(storage_records.new_executions, executions)
         await self._session.write(lambda connection: storage_records.add_executions(connection, new))
 
     async def put_execution(self, execution: Execution) -> Execution:

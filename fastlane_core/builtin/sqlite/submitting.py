@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain, count
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from fastlane_core.builtin.sqlite.database import Session
 from fastlane_core.builtin.sqlite.rows import Row, insert_rows
@@ -27,8 +27,11 @@ from fastlane_core.quick_dataclass import replace
 #: What each call is answered with, or fails with.
 _Results: TypeAlias = Sequence[Sequence[Submitted] | RevisionConflict]
 
+T = TypeVar("T")
+E = TypeVar("E")
+
 #: Records that are encoded without a thread of their own.
-ENCODED_IN_PLACE = 64
+_ENCODED_IN_PLACE = 64
 
 
 class _New(NamedTuple):
@@ -58,9 +61,7 @@ class Submitting:
         """`Storage.submit`."""
         new = None
         if all(_is_new(each.job) for each in submissions):
-            # Before the transaction, for whose end other processes wait.
-            many = len(submissions) > ENCODED_IN_PLACE
-            new = await asyncio.to_thread(_encoded, submissions) if many else _encoded(submissions)
+            new = await encoded(_all_new, submissions)
         if self._storing is None:
             self._storing = asyncio.create_task(self._store())
         place = len(self._calls)
@@ -86,6 +87,11 @@ class Submitting:
         )
 
 
+async def encoded(encode: Callable[[Sequence[T]], E], records: Sequence[T]) -> E:
+    """Records as `encode` makes them: before the transaction, for whose end other processes wait."""
+    return await asyncio.to_thread(encode, records) if len(records) > _ENCODED_IN_PLACE else encode(records)
+
+
 class _Exists(Exception):
     """Something that was to be inserted is there already."""
 
@@ -107,11 +113,11 @@ def _store_one(
         connection.execute("RELEASE one_call")
 
 
-def _encoded(submissions: Sequence[Submission]) -> Sequence[_New]:
-    return [_encoded_one(each) for each in submissions]
+def _all_new(submissions: Sequence[Submission]) -> Sequence[_New]:
+    return [_new(each) for each in submissions]
 
 
-def _encoded_one(submission: Submission) -> _New:
+def _new(submission: Submission) -> _New:
     job, execution = replace(submission.job, revision=1), submission.execution
     if execution is not None:
         execution = replace(execution, revision=1)
