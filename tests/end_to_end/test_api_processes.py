@@ -34,12 +34,16 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def children(service: Service) -> set[int]:
-    """The processes that the service's own process has started."""
+    """The processes that the service's own process has started to serve; what its imports start is none."""
     assert service.process is not None
     pid = service.process.pid
     try:
-        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    except FileNotFoundError:
+        return {
+            child
+            for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            if b"--supervised" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        }
+    except (FileNotFoundError, ProcessLookupError):
         return set()
 
 

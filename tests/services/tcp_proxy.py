@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import select
 import socket
 import threading
 import time
@@ -24,7 +26,7 @@ class TcpProxy:
         self._flows = threading.Event()
         self._flows.set()
         self._delay = 0.0
-        self._sockets: set[socket.socket] = set()
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._listener: socket.socket | None = None
         self._placeholder: socket.socket | None = None
         self._listen(0)
@@ -38,9 +40,9 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """How many are open now."""
+        """How many are open at both ends now, also while it hangs and passes no end on."""
         with self._lock:
-            return len(self._sockets) // 2
+            return sum(not any(map(_is_left, pair)) for pair in self._pairs)
 
     def __enter__(self) -> TcpProxy:
         return self
@@ -66,8 +68,8 @@ class TcpProxy:
     def cut(self) -> None:
         """Reset what is connected; new connections are taken."""
         with self._lock:
-            sockets, self._sockets = self._sockets, set()
-        for each in sockets:
+            pairs, self._pairs = self._pairs, set()
+        for each in itertools.chain.from_iterable(pairs):
             _shut(each)
 
     def refuse(self) -> None:
@@ -105,10 +107,11 @@ class TcpProxy:
                 near.close()
                 continue
             far.settimeout(None)
+            pair = (near, far)
             with self._lock:
                 refuses = self._listener is not listener
                 if not refuses:
-                    self._sockets |= {near, far}
+                    self._pairs.add(pair)
             if refuses:
                 # Accepted just before, and too late to be cut with the others.
                 _shut(near)
@@ -116,13 +119,15 @@ class TcpProxy:
                 return
             asked, answered = self._filters()
             for source, sink, filtered in ((near, far, asked), (far, near, answered)):
-                threading.Thread(target=self._pump, args=(source, sink, filtered), daemon=True).start()
+                threading.Thread(target=self._pump, args=(pair, source, sink, filtered), daemon=True).start()
 
     def _filters(self) -> tuple[Filter, Filter]:
         """For each new connection, what to do with data on its way to the target, and back."""
         return bytes, bytes
 
-    def _pump(self, source: socket.socket, sink: socket.socket, filtered: Filter) -> None:
+    def _pump(
+        self, pair: tuple[socket.socket, socket.socket], source: socket.socket, sink: socket.socket, filtered: Filter
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_READ):
                 self._flows.wait()
@@ -130,7 +135,7 @@ class TcpProxy:
                     time.sleep(self._delay)
                 sink.sendall(filtered(data))
         with self._lock:
-            self._sockets -= {source, sink}
+            self._pairs.discard(pair)
         _shut(source)
         _shut(sink)
 
@@ -140,6 +145,13 @@ def _bound(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", port))
     return bound
+
+
+def _is_left(each: socket.socket) -> bool:
+    """Whether the other end has hung up; what it sent before may still be unread."""
+    poll = select.poll()
+    poll.register(each, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _shut(each: socket.socket) -> None:
