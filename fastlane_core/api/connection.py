@@ -12,6 +12,7 @@ from quart.utils import cancel_tasks, encode_headers, raise_task_exceptions
 from quart.wrappers.response import DataBody
 
 from fastlane_core.api.bodies import BoundedBody
+from fastlane_core.coarse_timeout import coarse_timeout
 
 
 class DirectConnection(ASGIHTTPConnection):
@@ -55,7 +56,7 @@ class DirectConnection(ASGIHTTPConnection):
     async def _send_in_time(self, send: ASGISendCallable, response: ResponseTypes) -> None:
         timeout = getattr(response, "timeout", ...)
         try:
-            async with asyncio.timeout(self.app.config["RESPONSE_TIMEOUT"] if timeout is ... else timeout):
+            with coarse_timeout(self.app.config["RESPONSE_TIMEOUT"] if timeout is ... else timeout):
                 await self._send_response(send, response)
         except TimeoutError:
             # As Quart does: the server ends the connection.
@@ -71,7 +72,7 @@ def _whole(response: ResponseTypes) -> bytes | None:
 async def _has_come(body: BoundedBody, receive: ASGIReceiveCallable, seconds: float | None) -> bool:
     """Take the body in, or as much of it as is read; False if the client went away before its end."""
     try:
-        async with asyncio.timeout(seconds):
+        with coarse_timeout(seconds):
             while not body.is_complete:
                 message = await receive()
                 if message["type"] != "http.request":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import quote
 
-from quart import request
+from quart.globals import request_ctx
 
 from fastlane_core.api.context import ApiContext
 
@@ -25,18 +26,24 @@ class Links:
 
     def task(self, task_id: str, cursor: str | None = None) -> str:
         """A task, or more of its jobs."""
-        return f"{self.base}/tasks/{quote(task_id, safe='')}/" + (f"?cursor={quote(cursor, safe='')}" if cursor else "")
+        return f"{self.base}/tasks/{_quoted(task_id)}/" + (f"?cursor={quote(cursor, safe='')}" if cursor else "")
 
     def job(self, task_id: str, job_id: str) -> str:
-        """A job."""
-        return f"{self.task(task_id)}jobs/{quote(job_id, safe='')}/"
+        """A job; its id is a UUID, which needs no quoting."""
+        return f"{self.task(task_id)}jobs/{job_id}/"
 
     def execution(self, task_id: str, job_id: str, execution_id: str) -> str:
         """An execution."""
-        return f"{self.job(task_id, job_id)}executions/{quote(execution_id, safe='')}/"
+        return f"{self.job(task_id, job_id)}executions/{execution_id}/"
 
 
 def request_links(context: ApiContext) -> Links:
     """Links for the answer to the current request."""
+    request = request_ctx.request
     host = context.api.server_name or request.host or f"{context.host}:{context.port}"
     return Links(f"{request.scheme}://{host}")
+
+
+@lru_cache(maxsize=1_024)
+def _quoted(task_id: str) -> str:
+    return quote(task_id, safe="")

@@ -107,7 +107,7 @@ def _may_exist(name: str) -> bool:
 
 
 def _is_plain(text: str) -> bool:
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+    return text.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 def _shown(name: str) -> str:

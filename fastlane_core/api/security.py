@@ -25,13 +25,16 @@ _ALLOWED_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 _ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID"
 _EXPOSED_HEADERS = "ETag, Fastlane-Exit-Code, Retry-After"
 _PREFLIGHT_SECONDS = "600"
-#: Headers of every answer that does not have one of its own, and of those that no other origin may read.
-_MARKS = (
-    ("X-Content-Type-Options", "nosniff"),
+#: Headers of every answer, of what a browser might show as a page, and of what no other origin may read; each only
+#: where the answer has none of its own.
+_MARK = ("X-Content-Type-Options", "nosniff")
+_PAGE_MARKS = (
     ("X-Frame-Options", "DENY"),
     ("Referrer-Policy", "no-referrer"),
     ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
 )
+#: Content types of most answers, which browsers run nothing of and load nothing for.
+_NO_PAGES = frozenset({"application/json"})
 _SAME_ORIGIN = ("Cross-Origin-Resource-Policy", "same-origin")
 #: Methods by which nothing is changed.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -71,6 +74,8 @@ class Policy:
         self._server_name = (server_name or "").lower()
         self._any_origin = "*" in cors_origins
         self._origins = {origin.rstrip("/").lower() for origin in cors_origins}
+        self._marks = (_MARK,) if self._origins else (_MARK, _SAME_ORIGIN)
+        self._page_marks = (*self._marks, *_PAGE_MARKS)
 
     def check(self, asked: BaseRequestWebsocket, *, changes: bool) -> None:
         """Raises Refused for what another site's page asks for, and for names that are not this server's."""
@@ -96,7 +101,8 @@ class Policy:
     def mark(self, response: Response, asked: BaseRequestWebsocket) -> None:
         """Add the headers that tell a browser what it may do with the answer."""
         present = {name.lower() for name, _ in response.headers}
-        for name, value in _MARKS if self._origins else (*_MARKS, _SAME_ORIGIN):
+        is_page = response.headers.get("Content-Type") not in _NO_PAGES
+        for name, value in self._page_marks if is_page else self._marks:
             if name.lower() not in present:
                 response.headers.add(name, value)
         if not self._origins:

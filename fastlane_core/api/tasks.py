@@ -30,10 +30,10 @@ _WORD = re.compile(r"[^\W_]")
 
 @blueprint.post("/tasks/<task_id>/")
 async def enqueue_job(task_id: str) -> Response:
-    """Accept a job. It is stored when the answer leaves."""
+    """Accept a job. It is stored when the answer leaves, and soon in the queue."""
     context = current_context()
     order = await requested_job(context, task_id)
-    submitted = await context.submission.submit(order)
+    submitted = await context.submission.accept(order)
     if submitted.repeated and submitted.job.request_digest != order.request_digest:
         raise Conflict(f"the Idempotency-Key {order.idempotency_key} came with another body before")
     return submitted_answer(context, submitted)

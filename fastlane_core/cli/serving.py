@@ -22,7 +22,7 @@ from fastlane_core.errors import SettingsError, StorageUnavailable
 log = structlog.get_logger(__name__)
 
 #: Objects made and not freed until Python looks for cycles among them.
-_COLLECTED_AFTER = 10_000
+_COLLECTED_AFTER = 2_000
 #: Seconds in which the other processes are told that this one ends; then they find out.
 _GOODBYE_SECONDS = 2.0
 
@@ -128,6 +128,7 @@ async def serve_api(
         await asyncio.gather(telling, return_exceptions=True)
         with suppress(StorageUnavailable, TimeoutError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
+                await context.submission.settled()
                 await presence.leave()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,13 +25,43 @@ def new_id() -> str:
 
 
 def new_ids(count: int) -> Iterator[str]:
-    """So many as `new_id` gives, for one call to the system, which costs more than all else."""
-    drawn = secrets.token_bytes(_RANDOM_BYTES * count).hex()
+    """So many as `new_id` gives."""
+    drawn = _reserve.draw(_RANDOM_BYTES * count)
     for first in range(0, len(drawn), 2 * _RANDOM_BYTES):
         bits = drawn[first : first + 2 * _RANDOM_BYTES]
         at = f"{time.time_ns() // 1_000_000:012x}"
         # Six bits say the version, 7, and the variant; the others are random.
         yield f"{at[:8]}-{at[8:]}-7{bits[1:4]}-{_VARIANTS[bits[4]]}{bits[5:8]}-{bits[8:]}"
+
+
+class _Reserve:
+    """Random bytes of the system, fetched many at a time: asking it costs more than all else, and lets threads switch.
+
+    A process that is forked begins its own, or both would draw the same.
+    """
+
+    _FETCHED = 4_096
+
+    def __init__(self) -> None:
+        self._digits = ""
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def draw(self, count: int) -> str:
+        """So many bytes, each as two hexadecimal digits, that nobody gets again."""
+        with self._lock:
+            if len(self._digits) < 2 * count:
+                self._digits = secrets.token_bytes(max(count, self._FETCHED)).hex()
+            drawn, self._digits = self._digits[: 2 * count], self._digits[2 * count :]
+        return drawn
+
+    def _forget(self) -> None:
+        self._digits = ""
+        # The parent's may be held at the moment.
+        self._lock = threading.Lock()
+
+
+_reserve = _Reserve()
 
 
 def retry_id(execution_id: str) -> str:

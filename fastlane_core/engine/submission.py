@@ -20,6 +20,11 @@ from fastlane_core.quick_dataclass import quick_dataclass
 
 log = structlog.get_logger(__name__)
 
+#: Executions that one call puts in the queue.
+_TOGETHER = 1_000
+#: Between two such calls: what comes meanwhile shares the next one. A queue is asked in vain no oftener than that.
+_PAUSE_SECONDS = 0.005
+
 
 @quick_dataclass(frozen=True, kw_only=True, slots=True)
 class JobOrder:
@@ -58,15 +63,28 @@ class JobSubmission:
         self._clock = clock
 
     async def submit(self, order: JobOrder) -> Submitted:
-        """Accept one job; durable when it returns. Raises what `prepared` raises, and StorageUnavailable."""
+        """Accept one job, as `accept` does, and put it in the queue too."""
+        submitted = await self.accept(order)
+        await self.settled()
+        return submitted
+
+    async def accept(self, order: JobOrder) -> Submitted:
+        """Accept one job: durable when it returns, and soon in the queue.
+
+        Raises what `prepared` raises, and StorageUnavailable.
+        """
         (submitted,) = await self._storage.submit([self.prepared(order)])
         if submitted.repeated:
             return submitted
         # Not before: a request that is repeated, or refused for its key, says nothing new about the task.
         await self.limit_task(order)
         if submitted.execution is not None:
-            await self.enqueue(submitted.execution)
+            await self._enqueuing.add(submitted.execution)
         return submitted
+
+    async def settled(self) -> None:
+        """Return when the queue has, or has refused, what was accepted before."""
+        await self._enqueuing.settled()
 
     async def store_many(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         """Store what was `prepared`, one answer each; durable when it returns. Raises StorageUnavailable."""
@@ -84,7 +102,8 @@ class JobSubmission:
 
     async def enqueue(self, execution: Execution) -> None:
         """Put a stored execution in the queue, together with others that come at the same time."""
-        await self._enqueuing.put(execution)
+        await self._enqueuing.add(execution)
+        await self.settled()
 
     def prepared(self, order: JobOrder, ids: Iterator[str] | None = None) -> Submission:
         """The job, with its first execution unless its schedule makes that, as they are to be stored.
@@ -145,25 +164,56 @@ class JobSubmission:
 
 
 class Enqueuing:
-    """Puts stored executions in the queue, those that come in one turn of the event loop by one call."""
+    """Puts stored executions in the queue, in their order: by one call all those that came during the call before.
+
+    Whoever submits need not wait for it, as the queue is but an index of the storage.
+    """
 
     def __init__(self, queue: Queue, routing: Routing) -> None:
         self._queue = queue
         self._routing = routing
-        self._executions: list[Execution] = []
+        #: What the next call puts, and what the one under way does.
+        self._next: _Batch | None = None
+        self._current: _Batch | None = None
         self._putting: asyncio.Task[None] | None = None
 
-    async def put(self, execution: Execution) -> None:
-        """As `enqueue`."""
+    async def add(self, execution: Execution) -> None:
+        """Have an execution put in the queue soon; waits only when very many are on their way to one that is slow."""
+        while self._next is not None and len(self._next.executions) >= _TOGETHER:
+            await self._next.ended.wait()
+        if self._next is None:
+            self._next = _Batch()
+        self._next.executions.append(execution)
         if self._putting is None:
-            self._putting = asyncio.create_task(self._put_together())
-        self._executions.append(execution)
-        # Whoever is cancelled must not take the others along.
-        await asyncio.shield(self._putting)
+            self._putting = asyncio.create_task(self._put_all())
 
-    async def _put_together(self) -> None:
-        executions, self._executions, self._putting = self._executions, [], None
-        await enqueue(self._queue, self._routing, *executions)
+    async def settled(self) -> None:
+        """Return when the queue has, or has refused, what was added before."""
+        newest = self._next or self._current
+        if newest is not None:
+            await newest.ended.wait()
+
+    async def _put_all(self) -> None:
+        try:
+            while self._next is not None:
+                self._current, self._next = self._next, None
+                try:
+                    await enqueue(self._queue, self._routing, *self._current.executions)
+                except Exception:
+                    log.exception("accepted executions are not in the queue; they will be put there later")
+                finally:
+                    self._current.ended.set()
+                await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            self._current = self._putting = None
+
+
+class _Batch:
+    """Executions that are put in the queue by one call."""
+
+    def __init__(self) -> None:
+        self.executions: list[Execution] = []
+        self.ended = asyncio.Event()
 
 
 async def enqueue(queue: Queue, routing: Routing, *executions: Execution) -> None:

@@ -32,6 +32,7 @@ from fastlane_core.builtin.redis.cluster import Cluster
 from fastlane_core.builtin.redis.scripts import script
 from fastlane_core.builtin.redis.sentinels import Sentinels
 from fastlane_core.builtin.redis.url import RedisAddress, Topology
+from fastlane_core.coarse_timeout import coarse_timeout
 from fastlane_core.errors import QueueUnavailable
 
 Answer = TypeVar("Answer")
@@ -127,7 +128,7 @@ class Servers:
         task = asyncio.current_task()
         cancellations = task.cancelling() if task is not None else 0
         try:
-            async with asyncio.timeout(self.timeout):
+            with coarse_timeout(self.timeout):
                 pause = _FIRST_PAUSE
                 while True:
                     client = self._opened()

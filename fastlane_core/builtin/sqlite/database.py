@@ -17,6 +17,7 @@ from fastlane_core.builtin.sqlite.look import Look
 from fastlane_core.builtin.sqlite.schema import Schema, migrate
 from fastlane_core.builtin.sqlite.trouble import DatabaseUnavailable, explain, is_outage
 from fastlane_core.builtin.sqlite.writer import Writer
+from fastlane_core.coarse_timeout import coarse_timeout
 from fastlane_core.errors import FastlaneError
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ class Database:
         The operation may be called twice, and must not change anything but the database. Raises DatabaseUnavailable.
         """
         try:
-            async with asyncio.timeout(self._patience):
+            with coarse_timeout(self._patience):
                 return await self._writer.write(operation, durable=durable)
         except TimeoutError as error:
             raise self._hangs("written; whether it was is unknown") from error
@@ -124,7 +125,7 @@ class Database:
             raise DatabaseUnavailable(f"{self._reading} reads wait for the SQLite database {self.path}: try later")
         self._reading += 1
         try:
-            async with asyncio.timeout(self._patience):
+            with coarse_timeout(self._patience):
                 return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, operation)
         except TimeoutError as error:
             raise self._hangs("read") from error
