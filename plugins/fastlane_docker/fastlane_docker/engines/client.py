@@ -8,13 +8,14 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import requests
 from docker import APIClient
 from docker.constants import DEFAULT_DOCKER_API_VERSION
 from docker.errors import APIError, DockerException
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from urllib3.connection import HTTPConnection
 
 from fastlane_docker.engines.addresses import TlsFiles
@@ -32,6 +33,8 @@ _KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 ]
 _READ = 64 * 1024
+#: Methods whose requests say that they have no body.
+_WITH_BODY = frozenset({"PATCH", "POST", "PUT"})
 
 
 class NoEngine(DockerException):  # type: ignore[misc]
@@ -77,6 +80,38 @@ class Client(APIClient):  # type: ignore[misc]
             client.close()
             raise
         return client
+
+    def request(  # type: ignore[no-untyped-def]
+        self, method: str, url: str, *, params=None, data=None, headers=None, timeout=None, stream=False, **others: Any
+    ) -> requests.Response:
+        """Send a request to the engine, as `requests` does at more than twice the cost.
+
+        Engines have no cookies, authorities or proxies that could be merged in, and redirect nobody. What else may be
+        asked of a session is left to it.
+        """
+        others.pop("allow_redirects", None)
+        if others or not url.isascii() or not isinstance(data, str | bytes | None):
+            left = super().request(
+                method, url, params=params, data=data, headers=headers, timeout=timeout, stream=stream, **others
+            )
+            return cast("requests.Response", left)
+        asked = requests.PreparedRequest()
+        asked.method = method.upper()
+        asked.url = f"{url}?{_encoded(params)}" if params else url
+        asked.body = data.encode() if isinstance(data, str) else data
+        asked.headers = CaseInsensitiveDict({**self.headers, **(headers or {})})
+        if asked.body is not None or asked.method in _WITH_BODY:
+            asked.headers["Content-Length"] = str(len(asked.body or b""))
+        answer = self.get_adapter(url).send(
+            asked, stream=stream, timeout=timeout, verify=self.verify, cert=self.cert, proxies={}
+        )
+        if answer.is_redirect:
+            answer.close()
+            raise NoEngine(f"it answers with status {answer.status_code}, not like a Docker engine")
+        if not stream:
+            # Read here and now, so that its connection is free for others.
+            _ = answer.content
+        return cast("requests.Response", answer)
 
     def is_outdated(self) -> bool:
         """Whether the files of its TLS have changed since: new connections need a new client."""
@@ -128,6 +163,10 @@ class Client(APIClient):  # type: ignore[misc]
         with contextlib.closing(cast("requests.Response", answer)) as opened:
             self._raise_for_status(opened)
             yield opened
+
+
+def _encoded(params: Mapping[str, Any]) -> str:
+    return urlencode([(name, value) for name, value in params.items() if value is not None], doseq=True)
 
 
 class _TcpAdapter(HTTPAdapter):
