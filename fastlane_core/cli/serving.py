@@ -128,8 +128,9 @@ async def serve_api(
         await asyncio.gather(telling, return_exceptions=True)
         with suppress(StorageUnavailable, TimeoutError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
-                await context.submission.settled()
                 await presence.leave()
+                # What a queue that hangs does not get the reconciler puts there.
+                await context.submission.settled()
 
 
 def _spare_collector() -> None:

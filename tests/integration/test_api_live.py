@@ -7,6 +7,7 @@ import base64
 import contextlib
 import gc
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -331,10 +332,21 @@ async def run_command(api: Api, *arguments: str) -> asyncio.subprocess.Process:
     """`fastlane run` against the API, as a process of its own."""
     program = "from fastlane_core.cli.run import command; command()"
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program, "--url", api.url, *arguments),
+        *(sys.executable, "-X", "faulthandler", "-c", program, "--url", api.url, *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+async def ended(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    """What it wrote, once it has ended; where it hangs, the failure tells where."""
+    reading = asyncio.create_task(process.communicate())
+    done, _ = await asyncio.wait([reading], timeout=DEADLINE)
+    if not done:
+        process.send_signal(signal.SIGABRT)
+    out, err = await reading
+    assert done, f"it did not end: {err.decode()}"
+    return out, err
 
 
 async def submitted(api: Api) -> Execution:
@@ -353,7 +365,7 @@ async def test_run_copies_output_and_exits_as_the_job_does(api: Api) -> None:
     await api.run(execution)
     await api.write(execution, (OUT, b"\xff\x00out\n"), (ERR, b"err"), (OUT, b"no newline"))
     await api.end(execution, Status.FAILED, 42)
-    out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+    out, err = await ended(process)
     assert (out, err, process.returncode) == (b"\xff\x00out\nno newline", b"err", 42)
 
 
@@ -375,7 +387,7 @@ async def test_run_tells_endings_other_than_an_exit_code(
     execution = await submitted(api)
     message = None if reason is Reason.SUCCEEDED else "This is why."
     await api.end(execution, status, exit_code, reason=reason, message=message)
-    out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+    out, err = await ended(process)
     assert (out, process.returncode) == (b"", code)
     assert err == (b"" if message is None else b"fastlane: This is why.\n")
 
@@ -401,7 +413,7 @@ async def test_run_says_once_what_it_waits_for(tmp_path: Path) -> None:
         assert (await said()).startswith("fastlane: waiting: pulling busybox")
         await api.run(execution)
         await api.end(execution, Status.DONE, 0)
-        _, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+        _, err = await ended(process)
         assert (err, process.returncode) == (b"", 0)
 
 
@@ -412,7 +424,7 @@ async def test_run_stops_the_job_on_ctrl_c(api: Api) -> None:
     assert process.stdout is not None
     await asyncio.wait_for(process.stdout.readexactly(1), DEADLINE)
     process.send_signal(2)
-    _, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+    _, err = await ended(process)
     assert (process.returncode, err) == (130, b"fastlane: the job is being stopped\n")
     stored = await api.storage.get_execution(execution.id)
     assert stored is not None
@@ -437,14 +449,14 @@ async def test_run_ends_quietly_when_nobody_reads_its_output(api: Api) -> None:
 
 async def test_run_detached_prints_where_to_look(api: Api) -> None:
     process = await run_command(api, "--detach", "--task", "mine", "busybox")
-    out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+    out, err = await ended(process)
     execution = await submitted(api)
     assert (out.decode(), err, process.returncode) == (f"{api.url}{api.job(execution)}\n", b"", 0)
 
 
 async def test_run_tells_what_was_refused(api: Api) -> None:
     process = await run_command(api, "--task", "nowhere", "busybox")
-    _, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+    _, err = await ended(process)
     assert process.returncode == 125
     assert b"no lane takes the task 'nowhere'" in err
 
@@ -462,5 +474,5 @@ async def test_run_follows_the_next_attempt(api: Api) -> None:
     await api.storage.add_executions([again])
     await api.run(again)
     await api.end(again, Status.DONE, 0)
-    await asyncio.wait_for(process.communicate(), DEADLINE)
+    await ended(process)
     assert process.returncode == 0
