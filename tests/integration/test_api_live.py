@@ -330,7 +330,9 @@ async def watched_as(
 
 async def run_command(api: Api, *arguments: str) -> asyncio.subprocess.Process:
     """`fastlane run` against the API, as a process of its own."""
-    program = "from fastlane_core.cli.run import command; command()"
+    # As from a terminal: whatever runs the tests may have been started in the background, and so ignore Ctrl-C.
+    interrupts = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{interrupts}; from fastlane_core.cli.run import command; command()"
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-X", "faulthandler", "-c", program, "--url", api.url, *arguments),
         stdout=subprocess.PIPE,
