@@ -13,7 +13,7 @@ from quart import Blueprint, Response
 from fastlane_core.api.answers import json_answer
 from fastlane_core.api.bodies import kind_of, parse_json, parsed_body
 from fastlane_core.api.context import ApiContext, current_context
-from fastlane_core.api.links import request_links
+from fastlane_core.api.links import Links, request_links
 from fastlane_core.api.lookup import check_task_id
 from fastlane_core.api.orders import check_key, client_address, idempotency_key, job_order
 from fastlane_core.api.payload import PayloadSchema, payload_schema
@@ -57,9 +57,8 @@ async def enqueue_jobs(task_id: str) -> Response:
     links = request_links(context)
 
     def answer() -> Response:
-        task_url = links.task(task_id)
-        items = [_answer(wanted, found, task_url) for wanted, found in zip(submissions, submitted, strict=True)]
-        return json_answer({"taskId": task_id, "taskUrl": task_url, "count": len(items), "items": items})
+        items = [_answer(wanted, found, links) for wanted, found in zip(submissions, submitted, strict=True)]
+        return json_answer({"taskId": task_id, "taskUrl": links.task(task_id), "count": len(items), "items": items})
 
     return await asyncio.to_thread(answer)
 
@@ -141,17 +140,15 @@ def _conflicts(wanted: Submission, submitted: Submitted) -> bool:
     return submitted.repeated and submitted.job.request_digest != wanted.job.request_digest
 
 
-def _answer(wanted: Submission, submitted: Submitted, task_url: str) -> dict[str, Json]:
+def _answer(wanted: Submission, submitted: Submitted, links: Links) -> dict[str, Json]:
     job, execution = submitted.job, submitted.execution
     if _conflicts(wanted, submitted):
         return {"status": 409, "error": f"its {_KEY} came with another job before: a new job needs a new key"}
-    # The ids are Fastlane's own.
-    job_url = f"{task_url}jobs/{job.id}/"
     return {
         "status": 200,
         "jobId": job.id,
-        "jobUrl": job_url,
+        "jobUrl": links.job(job.task_id, job.id),
         "executionId": execution.id if execution else None,
-        "executionUrl": f"{job_url}executions/{execution.id}/" if execution else None,
+        "executionUrl": links.execution(job.task_id, job.id, execution.id) if execution else None,
         "repeated": submitted.repeated,
     }

@@ -19,7 +19,6 @@ import requests
 import urllib3
 from docker.errors import APIError, DockerException
 
-from fastlane_core.coarse_timeout import coarse_timeout
 from fastlane_core.errors import EngineUnavailable
 from fastlane_docker.engines.addresses import Address
 from fastlane_docker.engines.certificates import TlsFileError
@@ -156,7 +155,7 @@ class Engine:
         waits_for_thread: bool = False,
     ) -> T:
         loop = asyncio.get_running_loop()
-        limit = asyncio.timeout(None)
+        limit = asyncio.timeout(None if waits_for_thread else seconds)
         has_begun = False
 
         def start_clock() -> None:
@@ -184,12 +183,8 @@ class Engine:
             raise self.unavailable(what, error) from error
         try:
             # Not `wait_for`, which up to Python 3.11 may drop a cancellation that comes together with the answer.
-            if waits_for_thread:
-                async with limit:
-                    result = await asyncio.wrap_future(future)
-            else:
-                with coarse_timeout(seconds):
-                    result = await asyncio.wrap_future(future)
+            async with limit:
+                result = await asyncio.wrap_future(future)
         except TimeoutError:
             if not has_begun:
                 raise self.unavailable(what, TimeoutError(f"no thread was free for it within {seconds:g} s")) from None
