@@ -33,7 +33,7 @@ async def enqueue_job(task_id: str) -> Response:
     """Accept a job. It is stored when the answer leaves, and soon in the queue."""
     context = current_context()
     order = await requested_job(context, task_id)
-    submitted = await context.submission.accept(order)
+    submitted = await context.submission.submit(order)
     if submitted.repeated and submitted.job.request_digest != order.request_digest:
         raise Conflict(f"the Idempotency-Key {order.idempotency_key} came with another body before")
     return submitted_answer(context, submitted)

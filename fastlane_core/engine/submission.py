@@ -63,12 +63,6 @@ class JobSubmission:
         self._clock = clock
 
     async def submit(self, order: JobOrder) -> Submitted:
-        """Accept one job, as `accept` does, and put it in the queue too."""
-        submitted = await self.accept(order)
-        await self.settled()
-        return submitted
-
-    async def accept(self, order: JobOrder) -> Submitted:
         """Accept one job: durable when it returns, and soon in the queue.
 
         Raises what `prepared` raises, and StorageUnavailable.

@@ -61,6 +61,7 @@ class Process:
         )
         order = JobOrder(task_id=task, spec=RunSpec(image="busybox:latest", command=command, timeout=600.0))
         execution = (await submission.submit(order)).execution
+        await submission.settled()
         assert execution is not None
         return execution
 

@@ -191,6 +191,7 @@ async def test_a_lane_that_no_worker_serves_and_a_second_machine_are_problems(se
 async def _submit(submission: JobSubmission) -> Execution:
     spec = RunSpec(image="none", command="true", timeout=60.0)
     submitted = await submission.submit(JobOrder(task_id="t", spec=spec))
+    await submission.settled()
     assert submitted.execution is not None
     return submitted.execution
 

@@ -115,6 +115,7 @@ class Api:
         spec = RunSpec(image="busybox", command="echo hi", env={"A": "1", "DB_PASSWORD": "hunter2"}, timeout=60.0)
         order = JobOrder(task_id=task, spec=spec, request_ip="127.0.0.1")
         submitted = await self.context.submission.submit(replace(order, **fields))  # type: ignore[arg-type]
+        await self.context.submission.settled()
         assert submitted.execution is not None
         return submitted.execution
 

@@ -114,6 +114,7 @@ class Deployment:
         spec = RunSpec(image=changes.pop("image", "image"), command=command, timeout=changes.pop("timeout", 600.0))
         submission = JobSubmission(self.storage, self.queue, self.routing(), self.clock)
         submitted = await submission.submit(JobOrder(task_id=task, spec=spec, **changes))
+        await submission.settled()
         assert submitted.execution is not None
         return submitted.execution
 

@@ -124,7 +124,13 @@ class World:
     def submit(self, order: JobOrder) -> None:
         """Ask the API for a job."""
         storage, queue = self.remotes(self.api)
-        self.run(self.api, JobSubmission(storage, queue, self.routing(self.api), self.clock).submit(order))
+        submission = JobSubmission(storage, queue, self.routing(self.api), self.clock)
+
+        async def submit() -> None:
+            await submission.submit(order)
+            await submission.settled()
+
+        self.run(self.api, submit())
 
     def stop_job(self, entry: JobEntry) -> None:
         """Ask the API to stop a job."""

@@ -131,6 +131,7 @@ async def test_a_pull_that_takes_too_long_times_out_and_is_tried_again(fastlane:
             submission = JobSubmission(fastlane.storage, fastlane.queue, fastlane.routing(), fastlane.clock)
             spec = RunSpec(image="big", command="true", timeout=600.0, pull_timeout=0.2)
             first = (await submission.submit(JobOrder(task_id="test", spec=spec, retries=1, retry=LONG))).execution
+            await submission.settled()
             assert first is not None
             pulled = await fastlane.ended(first)
             await until(lambda: pull.waiting == 0)
