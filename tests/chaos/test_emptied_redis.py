@@ -109,7 +109,7 @@ def test_all_that_waits_or_runs_when_redis_is_emptied_ends_once(
         until("all places are taken", lambda: len(jobs.lines) == RUNNING)
         with ThreadPoolExecutor(8) as pool:
             answers += pool.map(jobs.submit, range(RUNNING, RUNNING + WAITING))
-        assert counts() == (RUNNING, WAITING)
+        until(lambda: f"all are in the queue: {counts()}", lambda: counts() == (RUNNING, WAITING))
 
         redis.flush()
         jobs.open("early")

@@ -25,6 +25,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
 async def submit(api: Api, task: str = "busy", **fields: object) -> dict[str, Any]:
     answer = await api.http.post(f"/tasks/{task}/", json={**JOB, **fields})
     assert answer.status_code == 200, answer.text
+    await api.context.submission.settled()
     return dict(answer.json())
 
 

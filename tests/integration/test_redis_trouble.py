@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,6 +27,8 @@ pytestmark = pytest.mark.services
 #: Seconds within which what is waited for has to come.
 DEADLINE = 120.0
 CLIENTS = 50
+#: More than a call to the queue may take in all: no lease runs out while its client waits for an answer.
+LEASE_SECONDS = 20.0
 
 
 @pytest.fixture
@@ -244,7 +247,7 @@ async def traffic(url: str, fail_over: Callable[[], None], deployment: str | Non
                 task.cancel()
             await asyncio.gather(*workers, reconciler, return_exceptions=True)
 
-        assert {each: work.granted[each] for each in fresh if work.granted[each] != 1} == {}
+        assert {each: work.history[each] for each in fresh if work.granted[each] != 1} == {}
         assert work.most_at_once <= 10
         async with asyncio.timeout(DEADLINE):
             while await queues[0].stats():
@@ -261,38 +264,48 @@ class Work:
         self.open: list[str] = []
         self.done: set[str] = set()
         self.granted: Counter[str] = Counter()
+        #: Of each what was done with it, and when, to explain a failure.
+        self.history: defaultdict[str, list[str]] = defaultdict(list)
         self.held: dict[str, Lease] = {}
         self.most_at_once = 0
         self._progress = asyncio.Condition()
 
     async def put(self, queue: Queue, executions: Sequence[str]) -> None:
-        """As the API does: one by one, and what the queue does not take is left to the reconciler."""
+        """As the API does: one by one, and what the queue does not take is left to the reconciler.
+
+        That leaves alone what is so new that it may be on its way still: a put which comes after its end has it granted
+        once more, as a queue remembers nothing of what has left it.
+        """
         for each in executions:
-            self.open.append(each)
+            self._note(each, "being put")
             with contextlib.suppress(QueueUnavailable):
                 await queue.put([an_item(each)])
+            self._note(each, "put")
+            self.open.append(each)
 
     async def do(self, queue: Queue, worker: str) -> None:
         """Claim and ack for ever."""
         while True:
             with contextlib.suppress(QueueUnavailable, LeaseLost):
-                leases = await claim(queue, worker=worker, capacity=10, limit=2, lease_seconds=3.0)
+                leases = await claim(queue, worker=worker, capacity=10, limit=2, lease_seconds=LEASE_SECONDS)
                 for lease in leases:
                     self.held[lease.item.execution_id] = lease
                 self.most_at_once = max(self.most_at_once, len(self.held))
                 for lease in leases:
                     execution_id = lease.item.execution_id
                     self.granted[execution_id] += not lease.adopted
+                    self._note(execution_id, f"{'adopted' if lease.adopted else 'granted'} by {worker}")
                     async with self._progress:
                         self.done.add(execution_id)
                         self._progress.notify_all()
                     self.held.pop(execution_id, None)
                     await queue.ack(lease)
+                    self._note(execution_id, f"acked by {worker}")
                 if not leases:
                     await queue.wait(["lane"], 0.5)
 
     async def reconcile(self) -> None:
-        """Put back what the queue lacks, and lacked half a second ago: what is new is on its way."""
+        """Put back what the queue lacks, and lacked half a second ago."""
         queue = self._queues[-1]
         lacking: set[str] = set()
         while True:
@@ -300,17 +313,23 @@ class Work:
             with contextlib.suppress(QueueUnavailable):
                 missing = [each for each in self.open if each not in self.done]
                 if await queue.needs_rebuild():
-                    await queue.restore_leases(list(self.held.values()), 3.0)
+                    await queue.restore_leases(list(self.held.values()), LEASE_SECONDS)
                     await queue.put([an_item(each) for each in missing if each not in self.held])
                     await queue.rebuilt()
                 present = await queue.contains(missing)
                 lacked, lacking = lacking, set(missing) - present
-                await queue.put([an_item(each) for each in lacked & lacking if each not in self.done])
+                lost = [each for each in lacked & lacking if each not in self.done]
+                await queue.put([an_item(each) for each in lost])
+                for each in lost:
+                    self._note(each, "put again")
 
     async def reached(self, count: int) -> None:
         """Return when so many are done."""
         async with self._progress:
             await self._progress.wait_for(lambda: len(self.done) >= count)
+
+    def _note(self, execution_id: str, what: str) -> None:
+        self.history[execution_id].append(f"{time.monotonic():.3f} {what}")
 
 
 async def once_available(queue: Queue) -> Sequence[Lease]:

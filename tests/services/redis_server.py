@@ -227,7 +227,7 @@ class SentinelGroup:
     def _sentinel(self, number: int) -> RedisServer:
         lines = [
             f"sentinel monitor {MASTER_NAME} 127.0.0.1 {self.servers[0].port} 2",
-            f"sentinel down-after-milliseconds {MASTER_NAME} 1000",
+            f"sentinel down-after-milliseconds {MASTER_NAME} 2000",
             f"sentinel failover-timeout {MASTER_NAME} 5000",
             *(["tls-replication yes"] if self._tls else []),
             *([f"sentinel auth-pass {MASTER_NAME} {self.password}"] if self.password else []),
