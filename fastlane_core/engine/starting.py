@@ -227,6 +227,7 @@ class Starter:
                 raise _EngineLost(str(error)) from error
             except EngineUnavailable as error:
                 failures += 1
+                request = replace(request, may_exist=True)
                 self._unreachable(execution, error)
                 now = self._context.clock()
                 if now - asked_at > self._context.options.engine_lost_after_seconds:

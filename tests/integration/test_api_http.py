@@ -79,6 +79,7 @@ async def test_submitting_answers_with_ids_and_addresses_that_work(api: Api) -> 
     assert body["executionUrl"] == f"{body['jobUrl']}executions/{body['executionId']}/"
     for url in (body["taskUrl"], body["jobUrl"], body["executionUrl"]):
         assert (await api.http.get(url)).status_code == 200
+    await api.context.submission.settled()
     assert await api.queue.contains([body["executionId"]]) == {body["executionId"]}
 
 

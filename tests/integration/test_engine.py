@@ -213,10 +213,14 @@ async def test_an_execution_whose_start_gets_no_answer_stays_with_its_place_and_
     for _ in range(20):
         fastlane.engine.fail_next_start(EngineUnavailable("host hangs"))
     async with fastlane.worker():
-        execution = await fastlane.submit("true")
+        execution = await fastlane.submit("sleep 60")
         await until(lambda: _waits_for(fastlane, execution, "host hangs"))
         waiting = await fastlane.now(execution)
         assert (waiting.status, waiting.place) == (Status.PULLING, "host")
+        await fastlane.running(execution)
+        # One of the calls that got no answer may have started it.
+        assert fastlane.engine.run(execution.id).request.may_exist
+        fastlane.engine.end(execution.id)
         ended = await fastlane.ended(execution)
     assert (ended.status, ended.attempt, ended.waiting_for) == (Status.DONE, 1, None)
     assert fastlane.engine.starts == {execution.id: 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -143,12 +144,13 @@ class DockerRunner(Runner):
         engine = self._pool.engine(request.place)
         resolved = resolve(self._farms.of_lane(request.lane), request.spec)
         loop = asyncio.get_running_loop()
+        asked_at = time.monotonic()
 
         async def confirmed() -> None:
             await self._context.confirm_start(request)
 
         def confirm() -> None:
-            # From the thread, so that nothing comes between the answer and the start.
+            # From the thread, so that nothing comes between the answer and what follows it.
             asked = asyncio.run_coroutine_threadsafe(confirmed(), loop)
             try:
                 # Before the engine's own time is over, which is not at fault.
@@ -159,7 +161,7 @@ class DockerRunner(Runner):
                 raise StorageUnavailable(message) from None
 
         def start(client: Client) -> tuple[str, float | None]:
-            return start_run(client, request, resolved, self._settings, confirm)
+            return start_run(client, request, resolved, self._settings, confirm, asked_at)
 
         try:
             container, began = await engine.call("start", start, Kind.START)

@@ -97,7 +97,7 @@ CGROUP = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_by
         ({"mounts": [{"type": "tmpfs", "target": "/t", "size": "2m"}]}, "df -k /t | tail -n 1 | cut -c1-5", "tmpfs"),
         ({"mounts": [{"type": "volume", "target": "/v"}]}, 'echo x > /v/x && grep -c " /v " /proc/mounts', "1"),
         ({"networks": "none"}, "ls /sys/class/net", "lo"),
-        ({"extraHosts": {"db": "10.1.2.3"}}, "grep db /etc/hosts | cut -f1", "10.1.2.3"),
+        ({"extraHosts": {"db": "10.1.2.3"}}, "grep -w db /etc/hosts | cut -f1", "10.1.2.3"),
         ({"readOnly": True}, "touch /x 2>/dev/null || echo refused", "refused"),
         ({"init": True}, "cat /proc/1/comm", "docker-init"),
         ({"platform": "linux/amd64"}, "echo here", "here"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import docker
 import pytest
@@ -17,6 +18,7 @@ from fastlane_core.models import RunRequest
 from fastlane_core.testing.runner_context import runner_context
 from fastlane_core.testing.runner_driver import RunDriver, StartedRun
 from fastlane_docker.runner import DockerRunner
+from fastlane_docker.runs import starting
 from fastlane_docker.runs.retention import Retention, turn_seconds
 from fastlane_docker.settings import DockerSettings
 from tests.services.fixtures import SharedEngine
@@ -139,10 +141,8 @@ async def test_start_that_core_does_not_confirm_creates_but_starts_nothing(
         asked.append(request.execution_id in await runs.owned(runner, request.place))
         raise Refused
 
-    settings = DockerSettings.model_validate({"docker_hosts": [{"hosts": [docker_engine.url]}]})
-    context = runner_context(settings, deployment_id=deployment_id, storage=storage, confirm_start=confirm)
-    late = DockerRunner(context)
-    request = await runs.request(runner, "echo twice")
+    late = late_runner(docker_engine, deployment_id, storage, confirm)
+    request = replace(await runs.request(runner, "echo twice"), may_exist=False)
 
     with pytest.raises(Refused):
         await late.start(request)
@@ -156,3 +156,38 @@ async def test_start_that_core_does_not_confirm_creates_but_starts_nothing(
     run = await runs.start_request(runner, request)
     assert (await run.written()).stdout == b"twice\n"
     await late.close()
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("why", ["asked for before", "held up"])
+async def test_late_start_that_core_does_not_confirm_creates_nothing(
+    docker_engine: SharedEngine,
+    runner: DockerRunner,
+    runs: RunDriver,
+    deployment_id: str,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    if why == "held up":
+        monkeypatch.setattr(starting, "_HELD_UP_SECONDS", 0.0)
+
+    async def confirm(request: RunRequest) -> None:
+        raise Refused
+
+    late = late_runner(docker_engine, deployment_id, storage, confirm)
+    request = replace(await runs.request(runner, "echo late"), may_exist=why == "asked for before")
+
+    with pytest.raises(Refused):
+        await late.start(request)
+
+    assert await runs.owned(runner, request.place) == {}
+    await late.close()
+
+
+def late_runner(
+    engine: SharedEngine, deployment_id: str, storage: Storage, confirm: Callable[[RunRequest], Awaitable[None]]
+) -> DockerRunner:
+    """Another one of the same engine, whose starts are confirmed or not by `confirm`."""
+    settings = DockerSettings.model_validate({"docker_hosts": [{"hosts": [engine.url]}]})
+    return DockerRunner(runner_context(settings, deployment_id=deployment_id, storage=storage, confirm_start=confirm))

@@ -1,9 +1,10 @@
 """Starting a run so that it exists once, however often and by however many workers it is asked for.
 
 The name of the container, which derives from the execution's id, decides: creating it succeeds once. It is started by
-that name, which it loses when its results are stored. A worker that was held up since may create another one, but asks
-core between creating and starting whether the execution is its own still: a container gives its name up only once the
-execution's record tells that it is not.
+that name, which it loses when its results are stored. From then on another one could be created, by a worker that was
+held up: who comes late, or not for the first time, asks core before creating whether the execution is its own still,
+and everybody asks between creating and starting. A container gives its name up only once the execution's record tells
+that it is not.
 """
 
 from __future__ import annotations
@@ -32,14 +33,21 @@ _TRIES = 3
 #: An engine gives a name away some time before the container can be seen: looks for it, and seconds between them.
 _LOOKS = 100
 _LOOK_SECONDS = 0.05
+#: Seconds after which whoever wants a run to be started may have been held up, and others may have come in between.
+_HELD_UP_SECONDS = 1.0
 
 
 def start_run(
-    client: Client, request: RunRequest, resolved: Resolved, settings: DockerSettings, confirm: Callable[[], None]
+    client: Client,
+    request: RunRequest,
+    resolved: Resolved,
+    settings: DockerSettings,
+    confirm: Callable[[], None],
+    asked_at: float,
 ) -> tuple[str, float | None]:
     """Create and start the container of a run, or find what an earlier call made of it; its id. Blocks.
 
-    Beside it, when it began, where it had begun before.
+    Beside it, when it began, where it had begun before. `asked_at` is when it was asked for, by `time.monotonic`.
 
     A command that cannot be executed is no error: that is how the run ended, and the container's state tells.
     `confirm` raises when nothing must be started any more. What was created then stays, for the worker that has taken
@@ -47,7 +55,10 @@ def start_run(
     Raises ImageNotFound, StartRejected, StartLost, EngineUnavailable, and what the SDK raises for an engine in trouble.
     """
     for _ in range(_TRIES):
-        container, is_new = _created_or_found(client, request, resolved, settings)
+        if request.may_exist or time.monotonic() - asked_at > _HELD_UP_SECONDS:
+            container, is_new = _found_or_created(client, request, resolved, settings, confirm)
+        else:
+            container, is_new = _created_or_found(client, request, resolved, settings)
         if is_new:
             # One that is asked for the first time was not processed, unless another worker did it all meanwhile: then
             # `confirm` raises.
@@ -72,6 +83,19 @@ def start_run(
                 continue
         return container, None
     raise EngineUnavailable(f"the container of execution {request.execution_id} keeps vanishing from {request.place}")
+
+
+def _found_or_created(
+    client: Client, request: RunRequest, resolved: Resolved, settings: DockerSettings, confirm: Callable[[], None]
+) -> tuple[str, bool]:
+    """As `_created_or_found`, but nothing is created that others may have made, brought to its end and renamed."""
+    try:
+        return _own(client.inspect_container(containers.name_of(request.execution_id)), request), False
+    except NotFound:
+        if (processed := _processed(client, request)) is not None:
+            return processed, False
+    confirm()
+    return _created_or_found(client, request, resolved, settings)
 
 
 def _created_or_found(
