@@ -199,10 +199,13 @@ async def test_worker_held_up_until_the_container_was_removed_starts_nothing(
         async with asyncio.timeout(PATIENCE):
             await late
 
-        assert operator.events(execution, begun).count("create") == 2
+        # What is on its way to the engine cannot be called back; after that it asks first.
+        anew = "create" in held
+        assert operator.events(execution, begun).count("create") == 1 + anew
         assert operator.events(execution, begun).count("start") == 1
         assert await other.now(execution) == done
-        assert operator.states(slow.context.deployment_id) == {f"fastlane-job-{execution.id}": "created"}
+        left = {f"fastlane-job-{execution.id}": "created"} if anew else {}
+        assert operator.states(slow.context.deployment_id) == left
         await other.sweep(later=10.0)
         await other.runner.prune(older_than=0, dry_run=False)
         assert operator.states(slow.context.deployment_id) == {}
