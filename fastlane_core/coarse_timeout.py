@@ -8,6 +8,7 @@ hardly more than an entry in a dictionary, and comes up to a tenth of a second l
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
@@ -39,9 +40,7 @@ class coarse_timeout:  # noqa: N801 - named as what it stands in for
         self.task = task
         self.deadline = loop.time() + self._seconds
         self._cancelling = task.cancelling()
-        self._sweeper = _sweepers.get(loop)
-        if self._sweeper is None:
-            self._sweeper = _sweepers[loop] = _Sweeper()
+        self._sweeper = _sweeper_of(loop)
         self._sweeper.add(self, loop)
 
     def __exit__(
@@ -60,14 +59,38 @@ class coarse_timeout:  # noqa: N801 - named as what it stands in for
         self.task.cancel()
 
 
+class CoarseTimer:
+    """A timer like `loop.call_later`, to be started and stopped again and again, in the loop that made it."""
+
+    __slots__ = ("_loop", "_seconds", "_sweeper", "deadline", "expire")
+
+    def __init__(self, seconds: float, expire: Callable[[], None]) -> None:
+        """Whenever it has run for so many seconds, `expire` is called."""
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._sweeper = _sweeper_of(self._loop)
+        self.expire = expire
+        #: When, by the clock of the event loop.
+        self.deadline = 0.0
+
+    def start(self) -> None:
+        """Begin anew."""
+        self.deadline = self._loop.time() + self._seconds
+        self._sweeper.add(self, self._loop)
+
+    def stop(self) -> None:
+        """Have it never expire, unless it is started again."""
+        self._sweeper.under_way.pop(self, None)
+
+
 class _Sweeper:
     """Looks after the time-outs of one event loop, while there are any."""
 
     def __init__(self) -> None:
-        self.under_way: dict[coarse_timeout, None] = {}
+        self.under_way: dict[coarse_timeout | CoarseTimer, None] = {}
         self._is_set = False
 
-    def add(self, timeout: coarse_timeout, loop: asyncio.AbstractEventLoop) -> None:
+    def add(self, timeout: coarse_timeout | CoarseTimer, loop: asyncio.AbstractEventLoop) -> None:
         self.under_way[timeout] = None
         if not self._is_set:
             self._is_set = True
@@ -81,6 +104,13 @@ class _Sweeper:
         self._is_set = bool(self.under_way)
         if self._is_set:
             loop.call_later(_PRECISION, self._look, loop)
+
+
+def _sweeper_of(loop: asyncio.AbstractEventLoop) -> _Sweeper:
+    found = _sweepers.get(loop)
+    if found is None:
+        found = _sweepers[loop] = _Sweeper()
+    return found
 
 
 _sweepers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Sweeper] = WeakKeyDictionary()

@@ -1,22 +1,73 @@
-"""How hypercorn serves the API."""
+"""Serving the API by hypercorn's protocols."""
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.utils import wrap_app
+from quart import Quart
 
 from fastlane_core.api.context import ApiContext
+from fastlane_core.api.tcp_connection import TcpConnection
 
 #: Seconds that requests under way get to end, once streams have been ended.
 _GRACE = 1.0
 
 
-def server_config(context: ApiContext) -> Config:
-    """The configuration for `hypercorn.asyncio.serve`; what it listens on is for the caller to say.
+async def serve(
+    app: Quart, context: ApiContext, listener: socket.socket, until_stopped: Callable[[], Awaitable[None]]
+) -> None:
+    """Serve from a bound socket until `until_stopped` returns, which sets `context.closing` so that streams end.
 
-    Whoever serves sets `context.closing` as soon as the server is to end, so that streams end by themselves.
+    What hypercorn's own `serve` does for one socket without TLS, but with connections of another class.
     """
+    loop = asyncio.get_running_loop()
+    config = _config(context)
+    asgi = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    worker = WorkerContext(None)
+    connections: dict[asyncio.Task[None], TcpConnection] = {}
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None or worker.terminated.is_set():
+            writer.close()
+            return
+        connections[task] = connection = TcpConnection(asgi, loop, config, worker, {}, reader, writer)
+        try:
+            await connection
+        finally:
+            del connections[task]
+
+    await app.startup()
+    try:
+        server = await asyncio.start_server(connected, sock=listener, backlog=config.backlog)
+        try:
+            await until_stopped()
+        finally:
+            server.close()
+            await worker.terminated.set()
+            for each in connections.values():
+                each.close_if_idle()
+            await _end(set(connections))
+    finally:
+        await app.shutdown()
+
+
+async def _end(connections: set[asyncio.Task[None]]) -> None:
+    """Return when all have ended: by themselves, or because the time for that is over."""
+    if connections:
+        _, late = await asyncio.wait(connections, timeout=_GRACE)
+        for each in late:
+            each.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+
+def _config(context: ApiContext) -> Config:
     config = Config()
-    config.graceful_timeout = _GRACE
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = None

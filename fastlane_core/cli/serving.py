@@ -13,9 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import structlog
-from hypercorn.asyncio import serve
 
-from fastlane_core.api import create_api, server_config
+from fastlane_core.api import create_api, serve
 from fastlane_core.app import Application, open_application
 from fastlane_core.errors import SettingsError, StorageUnavailable
 
@@ -113,15 +112,13 @@ async def serve_api(
         # Streams end by themselves when they see this, before the server would cut them.
         closing.set()
 
-    config = server_config(context)
-    config.bind = [f"fd://{listener.detach()}"]
     telling = asyncio.create_task(presence.keep_telling({"bind": bind}))
     log.info("serving", url=f"http://{bind}", process=os.getpid())
     _spare_collector()
     if ready is not None:
         ready()
     try:
-        await serve(api, config, shutdown_trigger=until_stopped)
+        await serve(api, context, listener, until_stopped)
     finally:
         telling.cancel()
         # A report under way must not come after the good-bye.

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
-from hypercorn.asyncio import serve
 from pydantic import BaseModel, ConfigDict
 from quart import Blueprint
 
-from fastlane_core.api import ApiContext, ApiLimits, create_api, server_config
+from fastlane_core.api import ApiContext, ApiLimits, create_api, serve
 from fastlane_core.builtin.sqlite.queue import SqliteQueue
 from fastlane_core.builtin.sqlite.storage import SqliteStorage
 from fastlane_core.contracts.queue import Queue
@@ -213,9 +212,7 @@ async def running_api(
         await stop.wait()
         context.closing.set()
 
-    config = server_config(context)
-    config.bind = [f"fd://{listener.detach()}"]
-    served = asyncio.create_task(serve(create_api(context, blueprints), config, shutdown_trigger=shutdown))
+    served = asyncio.create_task(serve(create_api(context, blueprints), context, listener, shutdown))
     url = f"http://127.0.0.1:{port}"
     try:
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE) as http:
