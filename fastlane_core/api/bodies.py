@@ -122,7 +122,7 @@ def parse_json(body: bytes) -> Json:
     if not body.strip():
         raise InvalidInput("", "the body is empty: expected a JSON object")
     try:
-        document = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
+        document = _DECODER.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InvalidInput("", f"the body is not UTF-8 text: byte {error.start} cannot be decoded") from None
     except json.JSONDecodeError as error:
@@ -196,3 +196,6 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"the number {text[:40]} is too large")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 #: Executions that one call puts in the queue.
 _TOGETHER = 1_000
 #: Between two such calls: what comes meanwhile shares the next one. A queue is asked in vain no oftener than that.
-_PAUSE_SECONDS = 0.005
+_PAUSE_SECONDS = 0.02
 
 
 @quick_dataclass(frozen=True, kw_only=True, slots=True)

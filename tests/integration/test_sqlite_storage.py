@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fastlane_core.builtin.sqlite.database import Session
 from fastlane_core.builtin.sqlite.plugin import (
     SqliteSettings,
     fastlane_queues,
@@ -151,3 +153,33 @@ async def test_new_jobs_that_come_together_are_counted_and_numbered(storage: Sql
     assert {task.id: task.jobs_count for task in tasks} == {"task 0": 84, "task 1": 83, "task 2": 83}
     for each in fresh:
         assert await storage.count_executions(each.job.id, task_id=each.job.task_id) == 1
+
+
+async def test_submissions_that_come_while_others_are_stored_share_a_write(
+    storage: SqliteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = asyncio.Event(), asyncio.Event()
+    writes = 0
+    write = Session.write
+
+    async def held_up(session: Session, operation: Any, *, durable: bool = True) -> Any:
+        nonlocal writes
+        writes += 1
+        begun.set()
+        await gate.wait()
+        return await write(session, operation, durable=durable)
+
+    monkeypatch.setattr(Session, "write", held_up)
+    calls = [asyncio.create_task(storage.submit([a_submission()]))]
+    await begun.wait()
+    for _ in range(20):
+        calls.append(asyncio.create_task(storage.submit([a_submission()])))
+        # Each in a turn of its own, and more of them than are waited for.
+        for _ in range(3):
+            await asyncio.sleep(0)
+    gate.set()
+    answers = await asyncio.gather(*calls)
+
+    assert writes == 2
+    for (submitted,) in answers:
+        assert await storage.get_job(submitted.job.task_id, submitted.job.id) == submitted.job

@@ -32,6 +32,9 @@ E = TypeVar("E")
 
 #: Records that are encoded without a thread of their own.
 _ENCODED_IN_PLACE = 64
+#: Turns of the event loop that calls are gathered for: of no length where nothing else is to be done, and else the time
+#: in which others come that share a transaction. Small ones cost the most: their thread and the loop's wait in turn.
+_TURNS = 8
 
 
 class _New(NamedTuple):
@@ -50,12 +53,17 @@ class _Call(NamedTuple):
 
 
 class Submitting:
-    """Gathers the calls of an event loop's turn. One that cannot be stored fails alone."""
+    """Gathers the calls that come within a few turns of the event loop, or while others are stored.
+
+    One that cannot be stored fails alone.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._calls: list[_Call] = []
+        #: What will store them, and what stores those before.
         self._storing: asyncio.Task[_Results] | None = None
+        self._under_way: asyncio.Task[_Results] | None = None
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         """`Storage.submit`."""
@@ -63,7 +71,7 @@ class Submitting:
         if all(_is_new(each.job) for each in submissions):
             new = await encoded(_all_new, submissions)
         if self._storing is None:
-            self._storing = asyncio.create_task(self._store())
+            self._storing = asyncio.create_task(self._store(self._under_way))
         place = len(self._calls)
         self._calls.append(_Call(submissions, new))
         try:
@@ -76,8 +84,13 @@ class Submitting:
             raise result
         return result
 
-    async def _store(self) -> _Results:
-        calls, self._calls, self._storing = self._calls, [], None
+    async def _store(self, before: asyncio.Task[_Results] | None) -> _Results:
+        if before is not None:
+            await asyncio.wait([before])
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        calls, self._calls = self._calls, []
+        self._under_way, self._storing = self._storing, None
         new = [call.new for call in calls if call.new is not None]
         if len(new) == len(calls):
             with suppress(_Exists):
