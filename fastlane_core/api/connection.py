@@ -34,8 +34,11 @@ class DirectConnection(ASGIHTTPConnection):
         sending = asyncio.ensure_future(self._send_in_time(send, response))
         # Returns when the client has gone away.
         watching = asyncio.ensure_future(self.handle_messages(request, receive))
-        done, pending = await asyncio.wait([sending, watching], return_when=asyncio.FIRST_COMPLETED)
-        await cancel_tasks(pending)
+        try:
+            done, _ = await asyncio.wait([sending, watching], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # Also when the server ends and cuts the connection: a stream may go on for ever.
+            await cancel_tasks({each for each in (sending, watching) if not each.done()})
         raise_task_exceptions(done)
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
@@ -16,6 +16,8 @@ from fastlane_core.api.tcp_connection import TcpConnection
 
 #: Seconds that requests under way get to end, once streams have been ended.
 _GRACE = 1.0
+#: Seconds that those which were cut get to close their connection.
+_CUT = 0.2
 
 
 async def serve(
@@ -50,20 +52,28 @@ async def serve(
         finally:
             server.close()
             await worker.terminated.set()
-            for each in connections.values():
-                each.close_if_idle()
-            await _end(set(connections))
+            await _end(connections)
     finally:
         await app.shutdown()
 
 
-async def _end(connections: set[asyncio.Task[None]]) -> None:
+async def _end(connections: Mapping[asyncio.Task[None], TcpConnection]) -> None:
     """Return when all have ended: by themselves, or because the time for that is over."""
-    if connections:
-        _, late = await asyncio.wait(connections, timeout=_GRACE)
-        for each in late:
-            each.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+    for each in connections.values():
+        each.close_if_idle()
+    await _wait(connections, _GRACE)
+    for task in connections:
+        task.cancel()
+    await _wait(connections, _CUT)
+    # Those of clients that do not read wait for ever to be closed in good order.
+    for each in connections.values():
+        each.abort()
+    await _wait(connections, _CUT)
+
+
+async def _wait(tasks: Collection[asyncio.Task[None]], seconds: float) -> None:
+    if tasks:
+        await asyncio.wait(list(tasks), timeout=seconds)
 
 
 def _config(context: ApiContext) -> Config:

@@ -55,6 +55,10 @@ class TcpConnection(TCPServer):
         if self._idle.is_idle:
             self._closing = self.loop.create_task(self._initiate_server_close())
 
+    def abort(self) -> None:
+        """Drop it, with what the client has not read."""
+        self.writer.transport.abort()
+
     async def _close(self) -> None:
         self._send()
         await super()._close()

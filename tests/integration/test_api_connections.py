@@ -148,6 +148,32 @@ async def test_a_request_that_outlasts_the_end_is_cut(tmp_path: Path, monkeypatc
         writer.close()
 
 
+async def test_a_client_that_does_not_read_holds_up_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_GRACE", 0.1)
+    blueprint = Blueprint("endless", __name__)
+    stuck = asyncio.Event()
+
+    @blueprint.get("/endless/")
+    async def endless() -> Response:
+        async def chunks() -> AsyncIterator[bytes]:
+            while True:
+                asyncio.get_running_loop().call_later(0.3, stuck.set)
+                yield CHUNK * 100
+
+        return Response(chunks())
+
+    async with running_api(tmp_path, blueprints=[blueprint]) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port, limit=1_024)
+        await ask(reader, writer, b"GET /endless/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.wait_for(stuck.wait(), DEADLINE)
+
+        api.stop.set()
+
+        await asyncio.wait_for(asyncio.shield(api.served), DEADLINE)
+        assert "connected" not in " ".join(map(repr, asyncio.all_tasks()))
+        writer.close()
+
+
 async def is_refused(api: Api) -> bool:
     try:
         await asyncio.open_connection("127.0.0.1", api.port)
