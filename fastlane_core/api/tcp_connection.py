@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from hypercorn.asyncio.tcp_server import TCPServer
@@ -65,8 +66,11 @@ class TcpConnection(TCPServer):
 
     def _send(self) -> None:
         if self._unsent:
-            self.writer.write(bytes(self._unsent))
+            data = bytes(self._unsent)
             self._unsent.clear()
+            # What comes after the end goes nowhere; `drain` tells its sender.
+            with suppress(RuntimeError):
+                self.writer.write(data)
 
 
 class _Idle:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fastlane_core.builtin.sqlite import submitting
 from fastlane_core.builtin.sqlite.database import Session
 from fastlane_core.builtin.sqlite.plugin import (
     SqliteSettings,
@@ -22,7 +23,7 @@ from fastlane_core.builtin.sqlite.plugin import (
 from fastlane_core.builtin.sqlite.storage import SqliteStorage
 from fastlane_core.builtin.sqlite.storage_logs import REMOVED_AT_ONCE
 from fastlane_core.contracts.storage import Submission
-from fastlane_core.errors import InvalidInput, NotFound, RevisionConflict
+from fastlane_core.errors import InvalidInput, NotFound, RevisionConflict, StorageUnavailable
 from fastlane_core.hookspecs import PluginContext, Section
 from fastlane_core.models import Status
 from fastlane_core.testing.examples import a_chunk, a_job, a_submission, an_execution
@@ -170,6 +171,8 @@ async def test_submissions_that_come_while_others_are_stored_share_a_write(
         return await write(session, operation, durable=durable)
 
     monkeypatch.setattr(Session, "write", held_up)
+    monkeypatch.setattr(submitting, "_TOGETHER", 15)
+    monkeypatch.setattr(submitting, "_MAX_WAITING", 21)
     calls = [asyncio.create_task(storage.submit([a_submission()]))]
     await begun.wait()
     for _ in range(20):
@@ -177,9 +180,12 @@ async def test_submissions_that_come_while_others_are_stored_share_a_write(
         # Each in a turn of its own, and more of them than are waited for.
         for _ in range(3):
             await asyncio.sleep(0)
+    with pytest.raises(StorageUnavailable, match="21 submissions wait for SQLite"):
+        await storage.submit([a_submission()])
     gate.set()
     answers = await asyncio.gather(*calls)
 
-    assert writes == 2
+    # The first, 15 at once, and the rest.
+    assert writes == 3
     for (submitted,) in answers:
         assert await storage.get_job(submitted.job.task_id, submitted.job.id) == submitted.job

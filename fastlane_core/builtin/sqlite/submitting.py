@@ -35,6 +35,9 @@ _ENCODED_IN_PLACE = 64
 #: Turns of the event loop that calls are gathered for: of no length where nothing else is to be done, and else the time
 #: in which others come that share a transaction. Small ones cost the most: their thread and the loop's wait in turn.
 _TURNS = 8
+#: Submissions after which further calls are stored by another write; calls that may wait.
+_TOGETHER = 1_000
+_MAX_WAITING = 20_000
 
 
 class _New(NamedTuple):
@@ -60,44 +63,73 @@ class Submitting:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._calls: list[_Call] = []
-        #: What will store them, and what stores those before.
-        self._storing: asyncio.Task[_Results] | None = None
-        self._under_way: asyncio.Task[_Results] | None = None
+        #: What further calls join, and what stores the newest calls.
+        self._open: _Batch | None = None
+        self._newest: asyncio.Task[_Results] | None = None
+        #: Calls that are not answered yet.
+        self._waiting = 0
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         """`Storage.submit`."""
-        new = None
-        if all(_is_new(each.job) for each in submissions):
-            new = await encoded(_all_new, submissions)
-        if self._storing is None:
-            self._storing = asyncio.create_task(self._store(self._under_way))
-        place = len(self._calls)
-        self._calls.append(_Call(submissions, new))
+        if self._waiting >= _MAX_WAITING:
+            raise StorageUnavailable(f"{self._waiting} submissions wait for SQLite: its disk is too slow; try later")
+        self._waiting += 1
         try:
-            # Whoever is cancelled must not take the others along.
-            results = await asyncio.shield(self._storing)
-        except StorageUnavailable as error:
-            raise StorageUnavailable(str(error)) from error
+            new = None
+            if all(_is_new(each.job) for each in submissions):
+                new = await encoded(_all_new, submissions)
+            batch = self._joined()
+            place = len(batch.calls)
+            batch.calls.append(_Call(submissions, new))
+            batch.size += len(submissions)
+            try:
+                # Whoever is cancelled must not take the others along.
+                results = await asyncio.shield(batch.storing)
+            except StorageUnavailable as error:
+                raise StorageUnavailable(str(error)) from error
+        finally:
+            self._waiting -= 1
         result = results[place]
         if isinstance(result, RevisionConflict):
             raise result
         return result
 
-    async def _store(self, before: asyncio.Task[_Results] | None) -> _Results:
+    def _joined(self) -> _Batch:
+        if self._open is None or self._open.size >= _TOGETHER:
+            batch = self._open = _Batch()
+            batch.storing = self._newest = asyncio.create_task(self._store(batch, self._newest))
+        return self._open
+
+    async def _store(self, batch: _Batch, before: asyncio.Task[_Results] | None) -> _Results:
         if before is not None:
             await asyncio.wait([before])
         for _ in range(_TURNS):
             await asyncio.sleep(0)
-        calls, self._calls = self._calls, []
-        self._under_way, self._storing = self._storing, None
+        if self._open is batch:
+            self._open = None
+        calls = batch.calls
         new = [call.new for call in calls if call.new is not None]
-        if len(new) == len(calls):
-            with suppress(_Exists):
-                return await self._session.write(lambda connection: _store_new(connection, new))
-        return await self._session.write(
-            lambda connection: [_store_one(connection, call.submissions) for call in calls]
-        )
+        try:
+            if len(new) == len(calls):
+                with suppress(_Exists):
+                    return await self._session.write(lambda connection: _store_new(connection, new))
+            return await self._session.write(
+                lambda connection: [_store_one(connection, call.submissions) for call in calls]
+            )
+        finally:
+            if self._newest is batch.storing:
+                self._newest = None
+
+
+class _Batch:
+    """Calls that one write stores."""
+
+    storing: asyncio.Task[_Results]
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+        #: Submissions in them.
+        self.size = 0
 
 
 async def encoded(encode: Callable[[Sequence[T]], E], records: Sequence[T]) -> E:
