@@ -111,6 +111,7 @@ async def test_the_server_ends_idle_connections_and_waits_for_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_GRACE", 10 * DEADLINE)
+    monkeypatch.setattr(Config, "keep_alive_timeout", 10 * DEADLINE)
     async with running_api(tmp_path) as api:
         reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
         await ask(reader, writer)
