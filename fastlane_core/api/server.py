@@ -41,6 +41,10 @@ async def serve(
         connections[task] = connection = TcpConnection(asgi, loop, config, worker, {}, reader, writer)
         try:
             await connection
+        except asyncio.CancelledError:
+            # Cut as the server ends; asyncio would tell of it with a traceback.
+            if not worker.terminated.is_set():
+                raise
         finally:
             del connections[task]
 

@@ -37,6 +37,9 @@ class TcpConnection(TCPServer):
         """What hypercorn's protocols have to say; returns when there is room for more."""
         if not isinstance(event, RawData):
             await super().protocol_send(event)
+            if self.context.terminated.is_set():
+                # The last request of a connection that was not idle when the server ended.
+                self.close_if_idle()
             return
         if not event.data:
             return
@@ -54,7 +57,12 @@ class TcpConnection(TCPServer):
     def close_if_idle(self) -> None:
         """Close it now, unless a request is under way."""
         if self._idle.is_idle:
-            self._closing = self.loop.create_task(self._initiate_server_close())
+            self._closing = self.loop.create_task(self._close_idle())
+
+    async def _close_idle(self) -> None:
+        # A request may have come before this task's turn.
+        if self._idle.is_idle:
+            await self._initiate_server_close()
 
     def abort(self) -> None:
         """Drop it, with what the client has not read."""

@@ -57,20 +57,19 @@ async def test_an_answer_is_sent_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_an_idle_connection_is_closed_and_one_at_work_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Config, "keep_alive_timeout", 0.2)
+    monkeypatch.setattr(Config, "keep_alive_timeout", 1.0)
     async with running_api(tmp_path) as api:
-        silent, silent_writer = await asyncio.open_connection("127.0.0.1", api.port)
-        served, served_writer = await asyncio.open_connection("127.0.0.1", api.port)
-        at_work, at_work_writer = await asyncio.open_connection("127.0.0.1", api.port)
         execution = await api.submit()
+        silent, silent_writer = await asyncio.open_connection("127.0.0.1", api.port)
+        at_work, at_work_writer = await asyncio.open_connection("127.0.0.1", api.port)
         follow = f"GET {api.at(execution, 'follow/')} HTTP/1.1\r\nHost: localhost\r\n\r\n"
         await ask(at_work, at_work_writer, follow.encode())
+        served, served_writer = await asyncio.open_connection("127.0.0.1", api.port)
         await ask(served, served_writer)
 
         await ended(silent)
         await ended(served)
 
-        assert not at_work.at_eof()
         await api.run(execution)
         while b"running" not in await asyncio.wait_for(at_work.readuntil(b"\n"), DEADLINE):
             pass
@@ -158,8 +157,9 @@ async def test_a_client_that_does_not_read_holds_up_no_end(tmp_path: Path, monke
     async def endless() -> Response:
         async def chunks() -> AsyncIterator[bytes]:
             while True:
-                asyncio.get_running_loop().call_later(0.3, stuck.set)
+                blocked = asyncio.get_running_loop().call_later(0.3, stuck.set)
                 yield CHUNK * 100
+                blocked.cancel()
 
         return Response(chunks())
 
@@ -167,6 +167,7 @@ async def test_a_client_that_does_not_read_holds_up_no_end(tmp_path: Path, monke
         reader, writer = await asyncio.open_connection("127.0.0.1", api.port, limit=1_024)
         await ask(reader, writer, b"GET /endless/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await asyncio.wait_for(stuck.wait(), DEADLINE)
+        assert "connected" in " ".join(map(repr, asyncio.all_tasks()))
 
         api.stop.set()
 

@@ -101,12 +101,14 @@ class Submitting:
         return self._open
 
     async def _store(self, batch: _Batch, before: asyncio.Task[_Results] | None) -> _Results:
-        if before is not None:
-            await asyncio.wait([before])
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
-        if self._open is batch:
-            self._open = None
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+        finally:
+            if self._open is batch:
+                self._open = None
         calls = batch.calls
         new = [call.new for call in calls if call.new is not None]
         try:

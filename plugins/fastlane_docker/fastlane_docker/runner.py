@@ -153,8 +153,8 @@ class DockerRunner(Runner):
             # From the thread, so that nothing comes between the answer and what follows it.
             asked = asyncio.run_coroutine_threadsafe(confirmed(), loop)
             try:
-                # Before the engine's own time is over, which is not at fault.
-                asked.result(self._settings.docker_timeout_seconds / 2)
+                # Before the engine's own time is over, which is not at fault; it may be asked twice.
+                asked.result(self._settings.docker_timeout_seconds / 4)
             except TimeoutError:
                 asked.cancel()
                 message = f"the storage did not tell in time whether execution {request.execution_id} may be started"
