@@ -89,11 +89,8 @@ def _found_or_created(
     client: Client, request: RunRequest, resolved: Resolved, settings: DockerSettings, confirm: Callable[[], None]
 ) -> tuple[str, bool]:
     """As `_created_or_found`, but nothing is created that others may have made, brought to its end and renamed."""
-    try:
-        return _own(client.inspect_container(containers.name_of(request.execution_id)), request), False
-    except NotFound:
-        if (processed := _processed(client, request)) is not None:
-            return processed, False
+    if (found := _found(client, request)) is not None:
+        return found, False
     confirm()
     return _created_or_found(client, request, resolved, settings)
 
@@ -114,18 +111,21 @@ def _created_or_found(
                 raise
             if error.status_code != 409:
                 raise _rejected(request, error) from error
-        try:
-            found = client.inspect_container(name)
-        except NotFound:
-            # Another worker is creating it still, or it was processed or removed since the conflict.
-            if (processed := _processed(client, request)) is not None:
-                return processed, False
-            if resolved.refusal:
-                raise StartRejected(resolved.refusal) from None
-            time.sleep(_LOOK_SECONDS)
-            continue
-        return _own(found, request), False
+        if (found := _found(client, request)) is not None:
+            return found, False
+        if resolved.refusal:
+            raise StartRejected(resolved.refusal)
+        # Another worker is creating it still, or it was removed since the conflict.
+        time.sleep(_LOOK_SECONDS)
     raise EngineUnavailable(f"the name {name} is taken on {request.place}, but by no container")
+
+
+def _found(client: Client, request: RunRequest) -> str | None:
+    """The id of this execution's container, whether its results are stored already or not."""
+    try:
+        return _own(client.inspect_container(containers.name_of(request.execution_id)), request)
+    except NotFound:
+        return _processed(client, request)
 
 
 def _processed(client: Client, request: RunRequest) -> str | None:
