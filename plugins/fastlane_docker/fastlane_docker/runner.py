@@ -199,6 +199,10 @@ class DockerRunner(Runner):
                     raise EngineUnavailable(engine.trouble)
             while True:
                 wake.clear()
+                outcome = watcher.success_of(container)
+                if outcome is not None and self._is_in_sight(container, engine):
+                    self._stopped.discard(container)
+                    return outcome
                 state = await self._on_container(handle, "wait", lambda client: containers.state_of(client, container))
                 drain = self._pool.drained(engine.address.key)
                 if containers.has_ended(state):
@@ -206,7 +210,7 @@ class DockerRunner(Runner):
                     if container in self._stopped:
                         self._stopped.discard(container)
                         return outcome
-                    in_sight = container in self._own and not engine.had_trouble
+                    in_sight = self._is_in_sight(container, engine)
                     return await true_outcome(engine, outcome, in_sight=in_sight, drain=drain, drained=drained)
                 if drain is not None and not drained:
                     log.info("stopping a run because its host is drained", host=engine.address.key)
@@ -224,6 +228,10 @@ class DockerRunner(Runner):
             return False
         self._just_started.discard(container)
         return not engine.had_trouble and self._pool.drained(engine.address.key) is None
+
+    def _is_in_sight(self, container: str, engine: Engine) -> bool:
+        """Whether this worker started it and has had its engine in reach ever since."""
+        return container in self._own and not engine.had_trouble
 
     async def stop(self, handle: RunHandle, grace: float) -> None:
         self._stopped.add(self._located(handle)[1])

@@ -9,14 +9,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import docker
 import pytest
 
 from fastlane_core.errors import EngineUnavailable
-from fastlane_core.models import RunOutcome
+from fastlane_core.models import Reason, RunOutcome
 from fastlane_core.testing.runner_driver import DEADLINE, RunDriver, StartedRun
 from fastlane_docker.engines.addresses import parse_address
 from fastlane_docker.engines.engine import Engine
 from fastlane_docker.runner import DockerRunner
+from fastlane_docker.runs import containers
 from tests.services.fixtures import SharedEngine
 from tests.services.http_proxy import HttpProxy
 
@@ -83,6 +85,31 @@ async def test_end_is_heard_by_its_event(build_runner: Build, docker_engine: Sha
     await run.stop(0, by=await opened(build_runner(docker_engine.url)))
 
     assert [outcome.exit_code for outcome in await waiting.outcomes()] == [137]
+
+
+async def test_success_is_told_by_events_alone_and_as_the_engine_has_it(
+    build_runner: Build, http_proxy: HttpProxy, runs: RunDriver, sdk: docker.DockerClient
+) -> None:
+    asked = r"^GET /containers/[0-9a-f]+/json"
+    runner = await opened(build_runner(http_proxy.url, docker_reconcile_seconds=NEVER))
+    async with asyncio.timeout(DEADLINE):
+        # The stream is opened for the first one, which may be gone by then.
+        while True:
+            before = http_proxy.count(asked)
+            run = await runs.start(runner, "sleep 0.2")
+            outcome = await run.wait()
+            if http_proxy.count(asked) == before:
+                break
+
+    truth = containers.outcome(sdk.containers.get(run.handle.data["container"]).attrs["State"])
+    assert (outcome.exit_code, outcome.reason) == (truth.exit_code, truth.reason) == (0, Reason.SUCCEEDED)
+    for told, true in ((outcome.started_at, truth.started_at), (outcome.finished_at, truth.finished_at)):
+        assert told is not None
+        assert told == pytest.approx(true, abs=5.0)
+    assert outcome.finished_at - outcome.started_at > 0.1
+    failed = await (await runs.start(runner, "sh -c 'exit 3'")).wait()
+    assert (failed.exit_code, failed.reason) == (3, Reason.EXIT_CODE)
+    assert http_proxy.count(asked) == before + 1
 
 
 async def test_end_whose_event_is_lost_is_noticed_by_the_list(

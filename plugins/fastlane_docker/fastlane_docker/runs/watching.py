@@ -1,9 +1,10 @@
 """Hearing of ended containers from the engine's event stream: one connection per engine, however many runs it has.
 
-Events only wake: whoever waits asks the engine for the truth then. Whenever the stream was opened or broke, and besides
-at intervals, however busy the stream is, one call lists what runs, and whoever waits for something else is woken. So an
-event that is lost costs nothing but time, and no container is ever asked about only because time has passed. When the
-list is not to be had, everybody is woken: nobody waits for an engine that is gone.
+Events wake: whoever waits asks the engine for the truth then, but for a run that ended well, of which they tell all.
+Whenever the stream was opened or broke, and besides at intervals, however busy the stream is, one call lists what runs,
+and whoever waits for something else is woken. So an event that is lost costs nothing but time, and no container is ever
+asked about only because time has passed. When the list is not to be had, everybody is woken: nobody waits for an engine
+that is gone.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Set
+from dataclasses import dataclass
+from typing import TypeVar
 
 import requests
 import structlog
 from docker.errors import APIError, DockerException
 
 from fastlane_core.errors import EngineUnavailable
+from fastlane_core.models import Reason, RunOutcome
 from fastlane_docker.engines.client import hang_up, lines_of
 from fastlane_docker.engines.engine import TROUBLE, Engine
 from fastlane_docker.engines.loops import kept_going
@@ -28,12 +32,25 @@ from fastlane_docker.runs.listing import deployment_label, list_running
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 #: The stream is opened anew when it was quiet for so many seconds, so that a dead connection is noticed.
 _QUIET_SECONDS = 30.0
 #: Seconds between two tries to open the stream while there is trouble, at first and at most.
 _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.5, 8.0
-#: Ends kept in mind, for who asks a moment later.
+#: Starts and ends kept in mind, for who asks a moment later.
 _REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """What an engine tells of a container."""
+
+    container: str
+    action: str
+    #: Unix time, by the engine's clock.
+    at: float
+    exit_code: str | None
 
 
 class Watcher:
@@ -46,8 +63,9 @@ class Watcher:
         self._reconcile_seconds = reconcile_seconds
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, set[asyncio.Event]] = {}
-        #: Containers whose end was heard, latest last.
-        self._died: OrderedDict[str, None] = OrderedDict()
+        #: When containers started, of which that was heard, and how those ended whose end was; latest last.
+        self._started: OrderedDict[str, float] = OrderedDict()
+        self._ended: OrderedDict[str, RunOutcome | None] = OrderedDict()
         self._closed = threading.Event()
         self._answer: requests.Response | None = None
         #: Set when it is time to compare before the interval is over.
@@ -74,7 +92,14 @@ class Watcher:
 
     def has_heard_of_its_end(self, container: str) -> bool:
         """Whether the container is known to have ended; False says nothing."""
-        return container in self._died
+        return container in self._ended
+
+    def success_of(self, container: str) -> RunOutcome | None:
+        """The outcome of a container that was heard to end with exit code 0; None for all others.
+
+        Of what failed, the engine's events do not tell why.
+        """
+        return self._ended.get(container)
 
     def wake_all(self) -> None:
         """Wake everybody: something may have happened to the engine."""
@@ -107,11 +132,23 @@ class Watcher:
                 if not isinstance(error, EngineUnavailable | APIError):
                     raise
 
-    def _end(self, container: str) -> None:
-        self._died[container] = None
-        if len(self._died) > _REMEMBERED:
-            self._died.popitem(last=False)
-        self._wake(container)
+    def _heed(self, event: _Event) -> None:
+        if event.action == "start":
+            _remember(self._started, event.container, event.at)
+            return
+        began = self._started.pop(event.container, None)
+        outcome = None
+        if began is not None and event.exit_code == "0":
+            outcome = RunOutcome(
+                exit_code=0, reason=Reason.SUCCEEDED, started_at=min(began, event.at), finished_at=event.at
+            )
+        _remember(self._ended, event.container, outcome)
+        self._wake(event.container)
+
+    def _break_off(self) -> None:
+        # What started before may have ended in a way that this stream does not tell, with its engine for one.
+        self._started.clear()
+        self._stream_changed.set()
 
     def _wake(self, container: str) -> None:
         for wake in self._waiting.get(container, ()):
@@ -131,7 +168,7 @@ class Watcher:
                 begun = time.monotonic()
                 try:
                     self._hear()
-                except (*TROUBLE, DockerException, ValueError, KeyError) as error:
+                except (*TROUBLE, DockerException, ValueError, KeyError, TypeError) as error:
                     # Also when it was quiet. Trouble that matters is told by the list, or by pings.
                     log.debug("an event stream ended", host=self._engine.address.key, error=str(error))
                 except RuntimeError:
@@ -140,7 +177,7 @@ class Watcher:
                     log.exception("hearing of events crashed and is begun again", host=self._engine.address.key)
                 if self._answer is not None:
                     self._answer = None
-                    self._loop.call_soon_threadsafe(self._stream_changed.set)
+                    self._loop.call_soon_threadsafe(self._break_off)
                 if time.monotonic() - begun > _LONGEST_RETRY_SECONDS:
                     pause = _RETRY_SECONDS
                 self._closed.wait(pause)
@@ -148,7 +185,7 @@ class Watcher:
 
     def _hear(self) -> None:
         """Hear until the stream breaks, or was quiet for long."""
-        filters = {"type": ["container"], "event": ["die"], "label": [deployment_label(self._deployment_id)]}
+        filters = {"type": ["container"], "event": ["start", "die"], "label": [deployment_label(self._deployment_id)]}
         client = self._engine.client()
         with client.streaming("/events", {"filters": json.dumps(filters)}, quiet_seconds=_QUIET_SECONDS) as answer:
             self._answer = answer
@@ -157,4 +194,21 @@ class Watcher:
             # Something may have ended before.
             self._loop.call_soon_threadsafe(self._stream_changed.set)
             for line in lines_of(answer):
-                self._loop.call_soon_threadsafe(self._end, str(json.loads(line)["Actor"]["ID"]))
+                self._loop.call_soon_threadsafe(self._heed, _parsed(line))
+
+
+def _parsed(line: bytes) -> _Event:
+    event = json.loads(line)
+    actor = event["Actor"]
+    return _Event(
+        container=str(actor["ID"]),
+        action=str(event["Action"]),
+        at=event["timeNano"] / 1e9,
+        exit_code=actor["Attributes"].get("exitCode"),
+    )
+
+
+def _remember(latest: OrderedDict[str, T], container: str, what: T) -> None:
+    latest[container] = what
+    if len(latest) > _REMEMBERED:
+        latest.popitem(last=False)
