@@ -122,8 +122,11 @@ class Supervision:
         self._context.reach(FaultPoint.ACKNOWLEDGED)
 
     async def _take_over(self, execution: Execution) -> Execution:
-        if execution.lease_token != self.lease.token:
-            now = self._context.clock()
+        now = self._context.clock()
+        if self._is_new(execution):
+            # Written with its place, one write less for most: whoever else took it meanwhile is found out by then.
+            execution = taken_over(execution, worker=self._context.worker, lease_token=self.lease.token, now=now)
+        elif execution.lease_token != self.lease.token:
             execution = await change_execution(
                 self._storage,
                 execution,
@@ -144,6 +147,10 @@ class Supervision:
             self.stop_wanted.set()
         self._context.reach(FaultPoint.TAKEN_OVER)
         return execution
+
+    def _is_new(self, execution: Execution) -> bool:
+        """Whether nobody had it before, as far as lease and record tell."""
+        return execution.lease_token is None and execution.place is None and not self.lease.adopted
 
     def _note_orphaned(self, execution: Execution) -> None:
         """Once, however often trouble has this begin anew."""
