@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from fastlane_core.contracts.storage import Storage
-from fastlane_core.models import Stream
+from fastlane_core.models import Execution, Stream
 
 #: Between stdout and stderr where both are given as one text.
 SEPARATOR = "\n-=-\n"
@@ -23,8 +23,27 @@ async def read_output(storage: Storage, execution_id: str, stream: Stream) -> As
         after = chunks[-1].sequence
 
 
-async def read_text(storage: Storage, execution_id: str, stream: Stream, *, limit: int) -> tuple[str, bool]:
-    """The first `limit` bytes of a stream as text, and whether there are more. Raises StorageUnavailable."""
+async def read_texts(storage: Storage, execution: Execution, *, limit: int) -> Mapping[Stream, tuple[str, bool]]:
+    """The first `limit` bytes of each stream as text, and whether there are more. Raises StorageUnavailable."""
+    whole = await _read_whole(storage, execution)
+    if whole is not None:
+        return {stream: _text(data, limit) for stream, data in whole.items()}
+    return {stream: await _read_text(storage, execution.id, stream, limit=limit) for stream in Stream}
+
+
+async def _read_whole(storage: Storage, execution: Execution) -> Mapping[Stream, bytes] | None:
+    """Everything that it wrote, where that is little enough to be read at once; None elsewhere."""
+    if execution.started_at is None:
+        return dict.fromkeys(Stream, b"")
+    size = execution.stdout_bytes + execution.stderr_bytes
+    if not execution.status.is_final or not 0 < size <= PIECE_BYTES:
+        return None
+    chunks = await storage.read_log(execution.id, after=0, stream=None, max_bytes=PIECE_BYTES)
+    whole = {stream: b"".join(chunk.data for chunk in chunks if chunk.stream is stream) for stream in Stream}
+    return whole if sum(map(len, whole.values())) == size else None
+
+
+async def _read_text(storage: Storage, execution_id: str, stream: Stream, *, limit: int) -> tuple[str, bool]:
     decoder = text_decoder()
     texts: list[str] = []
     room = limit
@@ -35,6 +54,11 @@ async def read_text(storage: Storage, execution_id: str, stream: Stream, *, limi
         room -= len(data)
     texts.append(decoder.decode(b"", final=True))
     return "".join(texts), False
+
+
+def _text(data: bytes, limit: int) -> tuple[str, bool]:
+    is_cut = len(data) > limit
+    return text_decoder().decode(data[:limit], final=not is_cut), is_cut
 
 
 def text_decoder() -> codecs.IncrementalDecoder:

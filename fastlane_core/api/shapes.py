@@ -8,7 +8,7 @@ from typing import cast
 
 from fastlane_core.api.context import ApiContext
 from fastlane_core.api.links import Links
-from fastlane_core.api.outputs import read_text
+from fastlane_core.api.outputs import read_texts
 from fastlane_core.api.times import iso_time
 from fastlane_core.api.waiting import WaitingReasons
 from fastlane_core.engine.schedules import is_active, next_execution_id
@@ -126,8 +126,9 @@ async def execution_shape(
 
     `log` and `error` are null until it runs; while it runs they hold what there is so far.
     """
-    log, log_cut = await _text(context, execution, Stream.STDOUT, log_bytes)
-    error, error_cut = await _text(context, execution, Stream.STDERR, log_bytes)
+    texts = await read_texts(context.storage, execution, limit=log_bytes)
+    log, log_cut = _text(execution, *texts[Stream.STDOUT])
+    error, error_cut = _text(execution, *texts[Stream.STDERR])
     if not error and execution.status is Status.FAILED and execution.started_at is None:
         # Nothing ran that could have told: clients look here for what went wrong.
         error = execution.message
@@ -174,8 +175,7 @@ def container_id(execution: Execution) -> Json:
     return execution.handle.data.get("container") if execution.handle else None
 
 
-async def _text(context: ApiContext, execution: Execution, stream: Stream, log_bytes: int) -> tuple[str | None, bool]:
-    text, cut = await read_text(context.storage, execution.id, stream, limit=log_bytes)
+def _text(execution: Execution, text: str, cut: bool) -> tuple[str | None, bool]:
     if not text and execution.started_at is None:
         return None, False
     return text, cut

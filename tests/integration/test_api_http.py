@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from fastlane_core.contracts.queue import LaneStats
 from fastlane_core.errors import QueueUnavailable
-from fastlane_core.models import Reason, Status, Stream
+from fastlane_core.models import LogChunk, Reason, Status, Stream
 from fastlane_core.settings import ApiSettings
 from tests.integration.api_harness import LANE, Api, running_api, unknown
 
@@ -279,6 +279,25 @@ async def test_long_output_is_whole_as_text_and_cut_visibly_in_json(api: Api) ->
     (listed,) = (await api.http.get(api.job(execution))).json()["job"]["executions"]
     assert len(listed["log"]) == 32 * 1024
     assert listed["logTruncated"] is True
+
+
+@pytest.mark.parametrize(("told", "reads"), [(12, 1), (0, 4), (20, 5)])
+async def test_short_output_is_read_at_once_where_the_record_tells_its_size_and_is_whole_in_any_case(
+    api: Api, monkeypatch: pytest.MonkeyPatch, told: int, reads: int
+) -> None:
+    execution = await api.run(await api.submit())
+    await api.write(execution, (Stream.STDOUT, b"out \xc3"), (Stream.STDERR, b"err"), (Stream.STDOUT, b"\xbc +\n"))
+    await api.end(execution, Status.DONE, 0, stdout_bytes=max(0, told - 3), stderr_bytes=min(told, 3))
+    read_log, calls = api.storage.read_log, []
+
+    async def counted(*args: object, **options: object) -> Sequence[LogChunk]:
+        calls.append(options)
+        return await read_log(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(api.storage, "read_log", counted)
+    shape = (await api.http.get(api.at(execution))).json()["execution"]
+    assert (shape["log"], shape["error"]) == ("out ü +\n", "err")
+    assert len(calls) == reads
 
 
 async def test_job_and_execution_are_stopped_with_the_answers_that_clients_know(api: Api) -> None:
