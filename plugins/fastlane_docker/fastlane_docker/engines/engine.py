@@ -10,7 +10,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from enum import StrEnum
 from typing import TypeVar
@@ -99,9 +98,9 @@ class Engine:
         """`call` for a pull or another work of minutes, which bounds its own time."""
         return await self._in_time(self._pulls, Kind.PULL, what, work, None)
 
-    def submit_stream(self, work: Callable[[], None]) -> Future[None]:
+    def submit_stream(self, work: Callable[[], None]) -> asyncio.Future[None]:
         """Run `work`, which reads a stream and raises nothing, in a thread."""
-        return self._streams.submit(work)
+        return self._streams.run(work)
 
     async def ping(self) -> None:
         """See whether it answers, and remember."""
@@ -178,13 +177,13 @@ class Engine:
                 raise self.unavailable(what, error) from error
 
         try:
-            future = threads.submit(run)
+            future = threads.run(run)
         except RuntimeError as error:
             raise self.unavailable(what, error) from error
         try:
             # Not `wait_for`, which up to Python 3.11 may drop a cancellation that comes together with the answer.
             async with limit:
-                result = await asyncio.wrap_future(future)
+                result = await future
         except TimeoutError:
             if not has_begun:
                 raise self.unavailable(what, TimeoutError(f"no thread was free for it within {seconds:g} s")) from None

@@ -6,10 +6,11 @@ was asked to stop from ending.
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,19 +28,23 @@ class Threads:
         self._idle = 0
         self._closed = False
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Do `work` in a thread; cancelling the future before it began spares it. RuntimeError once closed."""
-        future: Future[T] = Future()
+    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Do `work` in a thread; call it from a running event loop. RuntimeError once closed.
+
+        Cancelling the future before the work began spares it.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
 
         def run() -> None:
-            if not future.set_running_or_notify_cancel():
+            if future.cancelled():
                 return
             try:
                 result = work()
             except BaseException as error:
-                future.set_exception(error)
+                _tell(loop, _fail, future, error)
             else:
-                future.set_result(result)
+                _tell(loop, _succeed, future, result)
 
         with self._lock:
             if self._closed:
@@ -64,3 +69,18 @@ class Threads:
             work()
             with self._lock:
                 self._idle += 1
+
+
+def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *arguments: object) -> None:
+    with suppress(RuntimeError):  # A loop that was closed has nobody waiting.
+        loop.call_soon_threadsafe(settle, *arguments)
+
+
+def _succeed(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
