@@ -1,15 +1,13 @@
 """The floor of `benchmarks.submit`: a Quart application with one endpoint that does nothing, served by hypercorn.
 
-    python -m benchmarks.empty PORT
-
-In the event loop that Fastlane is served in, so that both gain by it.
+python -m benchmarks.empty PORT
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
-import uvloop
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from quart import Quart, request
@@ -27,4 +25,4 @@ async def nothing(task_id: str) -> dict[str, str]:
 if __name__ == "__main__":
     config = Config()
     config.bind = [f"127.0.0.1:{int(sys.argv[1])}"]
-    uvloop.run(serve(app, config))
+    asyncio.run(serve(app, config))

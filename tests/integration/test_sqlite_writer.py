@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fastlane_core.builtin.sqlite import writer
 from fastlane_core.builtin.sqlite.connection import open_writer
 from fastlane_core.builtin.sqlite.database import Database
 from fastlane_core.builtin.sqlite.queue import SqliteQueue
@@ -86,6 +87,64 @@ async def test_writes_that_wait_are_committed_together(database: Database) -> No
 
     assert seen == [[-1]]
     assert stored(database) == [-1, *range(20), 100]
+
+
+async def test_writes_of_the_next_turns_of_the_event_loop_join_the_first(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_GATHER_SECONDS", 60.0)
+    seen: list[int] = []
+
+    def second(connection: sqlite3.Connection) -> None:
+        seen.extend(stored(database))
+        connection.execute(INSERT, (2,))
+
+    first = asyncio.create_task(database.write(insert(1)))
+    await asyncio.sleep(0)
+    # Time enough for a thread that was told already.
+    time.sleep(0.05)
+    await database.write(second)
+    await first
+
+    assert seen == []
+    assert stored(database) == [1, 2]
+
+
+async def test_a_write_waits_for_others_no_longer_than_a_moment(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_TURNS", 1_000_000_000)
+    await asyncio.wait_for(database.write(insert(1)), 30.0)
+
+
+async def test_what_waits_for_an_item_is_claimed_by_the_transaction_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_GATHER_SECONDS", 60.0)
+    batches: list[int] = []
+    commit = writer.Writer._commit
+
+    def counted(self: writer.Writer, batch: Sequence[writer._Write]) -> None:
+        batches.append(len(batch))
+        commit(self, batch)
+
+    queue = SqliteQueue(tmp_path / "queue.db", clock=time.time)
+    await queue.open()
+    await queue.rebuilt()
+
+    async def claimed() -> int:
+        while not (leases := await queue.claim("a", worker="w", capacity=9, limit=9, lease_seconds=30.0)):
+            await queue.wait(["a"], 30.0)
+        return len(leases)
+
+    waiting = asyncio.create_task(claimed())
+    await asyncio.sleep(0.5)
+    monkeypatch.setattr(writer.Writer, "_commit", counted)
+    await queue.put([an_item(lane="a")])
+
+    assert await asyncio.wait_for(waiting, 30.0) == 1
+    assert batches == [2]
+    await queue.close()
 
 
 async def test_a_write_that_fails_fails_its_own_caller_alone(database: Database) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -47,8 +47,9 @@ class SqliteQueue(Queue):
         await self._session.close()
 
     async def put(self, items: Sequence[QueueItem]) -> None:
-        await self._write(lambda connection: queue_items.put(connection, items, self._clock()))
-        self._wakeups.lanes_changed(item.lane for item in items)
+        await self._change(
+            {item.lane for item in items}, lambda connection: queue_items.put(connection, items, self._clock())
+        )
 
     async def claim(
         self,
@@ -117,16 +118,14 @@ class SqliteQueue(Queue):
         )
 
     async def ack(self, lease: Lease) -> None:
-        await self._write(lambda connection: queue_items.ack(connection, lease))
-        self._wakeups.lanes_changed([lease.item.lane])
+        await self._change({lease.item.lane}, lambda connection: queue_items.ack(connection, lease))
 
     async def release(self, lease: Lease, *, delay: float) -> None:
         def release(connection: sqlite3.Connection) -> None:
             now = self._clock()
             queue_items.release(connection, lease, now, now + delay)
 
-        await self._write(release)
-        self._wakeups.lanes_changed([lease.item.lane])
+        await self._change({lease.item.lane}, release)
 
     async def hand_over(self, leases: Sequence[Lease]) -> None:
         await self._write(lambda connection: queue_items.hand_over(connection, leases))
@@ -194,6 +193,13 @@ class SqliteQueue(Queue):
 
     async def health(self) -> str:
         return await self._session.health()
+
+    async def _change(self, lanes: Set[str], operation: Callable[[sqlite3.Connection], None]) -> None:
+        """Write what waiters of these lanes wait for."""
+        # What they do about it may join this very transaction; who begins to wait meanwhile is woken by its end.
+        asyncio.get_running_loop().call_soon(self._wakeups.lanes_changed, lanes)
+        await self._write(operation)
+        self._wakeups.lanes_changed(lanes)
 
     async def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         # What a machine that stops has lost of the queue, the reconciler puts there again: it is only an index.

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ _BATCH = 500
 _MAX_WAITING = 20_000
 #: Seconds that a deferred write waits for another commit to join.
 _DEFER_SECONDS = 0.02
+#: Turns of the event loop that a write waits for others to join it, and seconds after which it waits no longer.
+_TURNS, _GATHER_SECONDS = 3, 0.001
 
 
 class Writer:
@@ -44,6 +47,8 @@ class Writer:
         self._synchronous = ""
         self._waiting: deque[_Write] = deque()
         self._deferred: deque[_Write] = deque()
+        #: Event loops with writes of which the thread is told in a moment.
+        self._gathering: set[asyncio.AbstractEventLoop] = set()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="fastlane-sqlite-writer", daemon=True)
@@ -58,6 +63,9 @@ class Writer:
         """
         write = _AwaitedWrite(operation, durable=durable)
         self._add(self._waiting, write)
+        if write.loop not in self._gathering:
+            self._gathering.add(write.loop)
+            self._gather(write.loop, _TURNS, time.monotonic() + _GATHER_SECONDS)
         return write.future
 
     def defer(self, operation: Callable[[sqlite3.Connection], None]) -> None:
@@ -66,6 +74,8 @@ class Writer:
         Raises DatabaseUnavailable when too much waits.
         """
         self._add(self._deferred, _DeferredWrite(operation))
+        with self._changed:
+            self._changed.notify()
 
     def close(self) -> None:
         """Write what waits, then end the thread. Blocks."""
@@ -83,6 +93,14 @@ class Writer:
                     f"{len(queue)} writes wait for the SQLite database {self._path}: its disk is too slow; try later"
                 )
             queue.append(write)
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, turns: int, until: float) -> None:
+        """Wake the thread once others had their turn to write: each waking costs as much as a small write."""
+        if turns and time.monotonic() < until:
+            loop.call_soon(self._gather, loop, turns - 1, until)
+            return
+        with self._changed:
+            self._gathering.discard(loop)
             self._changed.notify()
 
     def _run(self) -> None:
@@ -193,7 +211,7 @@ class _Write:
 class _AwaitedWrite(_Write, Generic[T]):
     def __init__(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool) -> None:
         self.durable = durable
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self.loop.create_future()
         self._operation = operation
         self._result: T
