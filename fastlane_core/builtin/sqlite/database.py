@@ -7,7 +7,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
@@ -18,6 +17,7 @@ from fastlane_core.builtin.sqlite.schema import Schema, migrate
 from fastlane_core.builtin.sqlite.trouble import DatabaseUnavailable, explain, is_outage
 from fastlane_core.builtin.sqlite.writer import Writer
 from fastlane_core.coarse_timeout import coarse_timeout
+from fastlane_core.daemon_threads import DaemonThreads
 from fastlane_core.errors import FastlaneError
 
 T = TypeVar("T")
@@ -68,7 +68,8 @@ class Database:
             for companion in self._companions.values():
                 companion.close()
             self._writer.close()
-            self._readers.shutdown()
+            self._readers.close()
+            self._readers.join()
             for connection in self._reader_connections:
                 connection.close()
 
@@ -81,7 +82,7 @@ class Database:
         self._companions: dict[type[Companion], Companion] = {}
         prepare_file(path)
         self._writer = Writer(path, busy_seconds)
-        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="fastlane-sqlite-reader")
+        self._readers = DaemonThreads(readers, "fastlane-sqlite-reader")
         self._reader_connections: list[sqlite3.Connection] = []
         self._of_thread = threading.local()
         self._reading = 0
@@ -126,7 +127,7 @@ class Database:
         self._reading += 1
         try:
             with coarse_timeout(self._patience):
-                return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, operation)
+                return await self._readers.run(lambda: self._read(operation))
         except TimeoutError as error:
             raise self._hangs("read") from error
         except RuntimeError as error:

@@ -18,11 +18,11 @@ import requests
 import urllib3
 from docker.errors import APIError, DockerException
 
+from fastlane_core.daemon_threads import DaemonThreads
 from fastlane_core.errors import EngineUnavailable
 from fastlane_docker.engines.addresses import Address
 from fastlane_docker.engines.certificates import TlsFileError
 from fastlane_docker.engines.client import Client, NoEngine
-from fastlane_docker.engines.threads import Threads
 from fastlane_docker.engines.tls_trouble import TlsTrouble
 
 T = TypeVar("T")
@@ -68,11 +68,11 @@ class Engine:
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._closed = False
-        self._calls = Threads(_CALLS, f"docker {address.key}")
-        self._stops = Threads(_STOPS, f"docker stop {address.key}")
-        self._pulls = Threads(PULLS, f"docker pull {address.key}")
-        self._streams = Threads(_STREAMS, f"docker stream {address.key}")
-        self._pings = Threads(1, f"docker ping {address.key}")
+        self._calls = DaemonThreads(_CALLS, f"docker {address.key}")
+        self._stops = DaemonThreads(_STOPS, f"docker stop {address.key}")
+        self._pulls = DaemonThreads(PULLS, f"docker pull {address.key}")
+        self._streams = DaemonThreads(_STREAMS, f"docker stream {address.key}")
+        self._pings = DaemonThreads(1, f"docker ping {address.key}")
         #: Whether it was ever out of reach, as far as is known here.
         self.had_trouble = False
         self._answered_at = float("-inf")
@@ -145,7 +145,7 @@ class Engine:
 
     async def _in_time(
         self,
-        threads: Threads,
+        threads: DaemonThreads,
         kind: Kind,
         what: str,
         work: Callable[[Client], T],

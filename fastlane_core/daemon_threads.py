@@ -1,7 +1,7 @@
-"""Threads for calls that block.
+"""Threads for calls that block, asked from an event loop.
 
 Unlike those of `concurrent.futures` they are daemons: a call that hangs on a dead engine must not keep a worker that
-was asked to stop from ending.
+was asked to stop from ending. And a call needs one future instead of two, which tell each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Threads:
+class DaemonThreads:
     """At most `most` threads, made when they are needed; what they cannot take yet waits in order."""
 
     def __init__(self, most: int, name: str) -> None:
@@ -24,7 +24,7 @@ class Threads:
         self._name = name
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._started = 0
+        self._threads: list[threading.Thread] = []
         self._idle = 0
         self._closed = False
 
@@ -52,17 +52,23 @@ class Threads:
             self._work.put(run)
             if self._idle:
                 self._idle -= 1
-            elif self._started < self._most:
-                self._started += 1
-                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+            elif len(self._threads) < self._most:
+                thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
         return future
 
     def close(self) -> None:
         """Take nothing more; threads end once they have done what was submitted."""
         with self._lock:
             self._closed = True
-            for _ in range(self._started):
+            for _ in self._threads:
                 self._work.put(None)
+
+    def join(self) -> None:
+        """Return when all have ended, once it is closed. Blocks."""
+        for thread in self._threads:
+            thread.join()
 
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:
