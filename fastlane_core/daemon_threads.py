@@ -89,4 +89,5 @@ def _succeed(future: asyncio.Future[T], result: T) -> None:
 
 def _fail(future: asyncio.Future[T], error: BaseException) -> None:
     if not future.done():
-        future.set_exception(error)
+        # The one that futures refuse.
+        future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)

@@ -92,7 +92,7 @@ class Ending:
 
 
 def taken_over(execution: Execution, *, worker: str, lease_token: str, now: float) -> Execution:
-    """A worker got the lease: the higher fence makes every write of an earlier holder fail."""
+    """A worker got the lease: once that is stored, every write of another holder fails."""
     return replace(execution, worker=worker, lease_token=lease_token, fence=execution.fence + 1, updated_at=now)
 
 

@@ -42,11 +42,13 @@ async def change_execution(
 ) -> Execution:
     """Apply `step` to the record, from the copy in hand if it is still the stored one, else to the stored one.
 
-    With `fence`, the record must carry that fencing number: raises Fenced otherwise, and for a record that is gone.
+    With `fence`, the record must carry that fencing number, and still be of the lease of the copy in hand: two workers
+    may have counted from the same one. Raises Fenced otherwise, and for a record that is gone.
     A step that returns the record it was given writes nothing. Raises StorageUnavailable.
     """
+    held = (fence, execution.lease_token)
     for _ in range(_TRIES):
-        if fence is not None and execution.fence != fence:
+        if fence is not None and (execution.fence, execution.lease_token) != held:
             raise Fenced(f"execution {execution.id} was taken over by worker {execution.worker}")
         changed = step(execution)
         if changed is execution:

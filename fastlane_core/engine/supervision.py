@@ -124,7 +124,7 @@ class Supervision:
     async def _take_over(self, execution: Execution) -> Execution:
         now = self._context.clock()
         if self._is_new(execution):
-            # Written with its place, one write less for most: whoever else took it meanwhile is found out by then.
+            # Stored with its place, one write less for most; if another lease is on record by then, that write fails.
             execution = taken_over(execution, worker=self._context.worker, lease_token=self.lease.token, now=now)
         elif execution.lease_token != self.lease.token:
             execution = await change_execution(

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ _BATCH = 500
 _MAX_WAITING = 20_000
 #: Seconds that a deferred write waits for another commit to join.
 _DEFER_SECONDS = 0.02
-#: Turns of the event loop that a write waits for others to join it, and seconds after which it waits no longer.
+#: Turns of the event loop that a write waits for others to join it, and seconds after which it waits for no other.
 _TURNS, _GATHER_SECONDS = 3, 0.001
 
 
@@ -48,7 +49,7 @@ class Writer:
         self._waiting: deque[_Write] = deque()
         self._deferred: deque[_Write] = deque()
         #: Event loops with writes of which the thread is told in a moment.
-        self._gathering: set[asyncio.AbstractEventLoop] = set()
+        self._gathering: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="fastlane-sqlite-writer", daemon=True)

@@ -48,8 +48,8 @@ class _Event:
 
     container: str
     action: str
-    #: Unix time, by the engine's clock.
-    at: float
+    #: Unix time, by the engine's clock, where it tells that to the nanosecond.
+    at: float | None
     exit_code: str | None
 
 
@@ -133,17 +133,19 @@ class Watcher:
                     raise
 
     def _heed(self, event: _Event) -> None:
+        container, at = event.container, event.at
         if event.action == "start":
-            _remember(self._started, event.container, event.at)
+            self._ended.pop(container, None)
+            # Labels stand among the engine's own attributes, and before them: one may pass for an exit code.
+            if at is not None and event.exit_code is None:
+                _remember(self._started, container, at)
             return
-        began = self._started.pop(event.container, None)
+        began = self._started.pop(container, None)
         outcome = None
-        if began is not None and event.exit_code == "0":
-            outcome = RunOutcome(
-                exit_code=0, reason=Reason.SUCCEEDED, started_at=min(began, event.at), finished_at=event.at
-            )
-        _remember(self._ended, event.container, outcome)
-        self._wake(event.container)
+        if began is not None and at is not None and event.exit_code == "0":
+            outcome = RunOutcome(exit_code=0, reason=Reason.SUCCEEDED, started_at=min(began, at), finished_at=at)
+        _remember(self._ended, container, outcome)
+        self._wake(container)
 
     def _break_off(self) -> None:
         # What started before may have ended in a way that this stream does not tell, with its engine for one.
@@ -199,12 +201,12 @@ class Watcher:
 
 def _parsed(line: bytes) -> _Event:
     event = json.loads(line)
-    actor = event["Actor"]
+    actor, at = event["Actor"], event.get("timeNano")
     return _Event(
         container=str(actor["ID"]),
         action=str(event["Action"]),
-        at=event["timeNano"] / 1e9,
-        exit_code=actor["Attributes"].get("exitCode"),
+        at=None if at is None else at / 1e9,
+        exit_code=(actor.get("Attributes") or {}).get("exitCode"),
     )
 
 
