@@ -99,11 +99,11 @@ async def test_writes_of_the_next_turns_of_the_event_loop_join_the_first(
         seen.extend(stored(database))
         connection.execute(INSERT, (2,))
 
-    first = asyncio.create_task(database.write(insert(1)))
+    first = asyncio.create_task(database.write(insert(1), durable=False))
     await asyncio.sleep(0)
     # Time enough for a thread that was told already.
     time.sleep(0.05)
-    await database.write(second)
+    await database.write(second, durable=False)
     await first
 
     assert seen == []
@@ -114,7 +114,7 @@ async def test_a_write_waits_for_others_no_longer_than_a_moment(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "_TURNS", 1_000_000_000)
-    await asyncio.wait_for(database.write(insert(1)), 30.0)
+    await asyncio.wait_for(database.write(insert(1), durable=False), 30.0)
 
 
 async def test_what_waits_for_an_item_is_claimed_by_the_transaction_that_brings_it(

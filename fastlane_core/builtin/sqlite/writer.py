@@ -28,7 +28,8 @@ _BATCH = 500
 _MAX_WAITING = 20_000
 #: Seconds that a deferred write waits for another commit to join.
 _DEFER_SECONDS = 0.02
-#: Turns of the event loop that a write waits for others to join it, and seconds after which it waits for no other.
+#: Turns of the event loop that a write which need not be durable waits for others to join it, and seconds after which it
+#: waits for no other. Those that wait for the disk wait for nothing else.
 _TURNS, _GATHER_SECONDS = 3, 0.001
 
 
@@ -64,7 +65,9 @@ class Writer:
         """
         write = _AwaitedWrite(operation, durable=durable)
         self._add(self._waiting, write)
-        if write.loop not in self._gathering:
+        if durable:
+            self._notify()
+        elif write.loop not in self._gathering:
             self._gathering.add(write.loop)
             self._gather(write.loop, _TURNS, time.monotonic() + _GATHER_SECONDS)
         return write.future
@@ -75,8 +78,7 @@ class Writer:
         Raises DatabaseUnavailable when too much waits.
         """
         self._add(self._deferred, _DeferredWrite(operation))
-        with self._changed:
-            self._changed.notify()
+        self._notify()
 
     def close(self) -> None:
         """Write what waits, then end the thread. Blocks."""
@@ -100,8 +102,11 @@ class Writer:
         if turns and time.monotonic() < until:
             loop.call_soon(self._gather, loop, turns - 1, until)
             return
+        self._gathering.discard(loop)
+        self._notify()
+
+    def _notify(self) -> None:
         with self._changed:
-            self._gathering.discard(loop)
             self._changed.notify()
 
     def _run(self) -> None:
