@@ -48,4 +48,4 @@ def command(config: Path | None, host: str, port: int, workers: int, supervised:
         ready = None if inherited is None else lambda: tell_ready(inherited)
         await serve_api(application, host, listener, stop, ready=ready)
 
-    run_until_signal(main, config=config, api_bind=host)
+    run_until_signal(main, config=config, api_bind=host, works=False)

@@ -10,7 +10,7 @@ import uvloop
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Tests of the API and of workers have the loop that these run in, all others the standard library's."""
+    """Tests of the API and of workers have the loop of `fastlane dev`, which runs both; all others the standard one."""
     if item.path.name.startswith(("test_api_", "test_engine")):
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}

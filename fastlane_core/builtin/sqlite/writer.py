@@ -28,8 +28,8 @@ _BATCH = 500
 _MAX_WAITING = 20_000
 #: Seconds that a deferred write waits for another commit to join.
 _DEFER_SECONDS = 0.02
-#: Turns of the event loop that a write which need not be durable waits for others to join it, and seconds after which it
-#: waits for no other. Those that wait for the disk wait for nothing else.
+#: Turns of the event loop that a write waits for others to join it, and seconds after which it waits for no other. What
+#: waits for the disk waits for nothing else.
 _TURNS, _GATHER_SECONDS = 3, 0.001
 
 
