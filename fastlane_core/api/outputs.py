@@ -23,18 +23,21 @@ async def read_output(storage: Storage, execution_id: str, stream: Stream) -> As
         after = chunks[-1].sequence
 
 
-async def read_texts(storage: Storage, execution: Execution, *, limit: int) -> Mapping[Stream, tuple[str, bool]]:
-    """The first `limit` bytes of each stream as text, and whether there are more. Raises StorageUnavailable."""
-    whole = await _read_whole(storage, execution)
-    if whole is not None:
-        return {stream: _text(data, limit) for stream, data in whole.items()}
-    return {stream: await _read_text(storage, execution.id, stream, limit=limit) for stream in Stream}
+async def read_texts(storage: Storage, execution: Execution, *, limit: int) -> Mapping[Stream, tuple[str | None, bool]]:
+    """The first `limit` bytes of each stream as text, and whether there are more; None for what has not run.
+
+    Raises StorageUnavailable.
+    """
+    if execution.started_at is None:
+        return dict.fromkeys(Stream, (None, False))
+    outputs = await _read_whole(storage, execution)
+    if outputs is None:
+        outputs = {stream: await _read_beyond(storage, execution.id, stream, limit) for stream in Stream}
+    return {stream: _text(data, limit) for stream, data in outputs.items()}
 
 
 async def _read_whole(storage: Storage, execution: Execution) -> Mapping[Stream, bytes] | None:
     """Everything that it wrote, where that is little enough to be read at once; None elsewhere."""
-    if execution.started_at is None:
-        return dict.fromkeys(Stream, b"")
     size = execution.stdout_bytes + execution.stderr_bytes
     if not execution.status.is_final or not 0 < size <= PIECE_BYTES:
         return None
@@ -43,17 +46,14 @@ async def _read_whole(storage: Storage, execution: Execution) -> Mapping[Stream,
     return whole if sum(map(len, whole.values())) == size else None
 
 
-async def _read_text(storage: Storage, execution_id: str, stream: Stream, *, limit: int) -> tuple[str, bool]:
-    decoder = text_decoder()
-    texts: list[str] = []
-    room = limit
+async def _read_beyond(storage: Storage, execution_id: str, stream: Stream, limit: int) -> bytes:
+    """All of a stream, or more than `limit` bytes of it."""
+    read = bytearray()
     async for data in read_output(storage, execution_id, stream):
-        texts.append(decoder.decode(data[:room]))
-        if len(data) > room:
-            return "".join(texts), True
-        room -= len(data)
-    texts.append(decoder.decode(b"", final=True))
-    return "".join(texts), False
+        read += data
+        if len(read) > limit:
+            break
+    return bytes(read)
 
 
 def _text(data: bytes, limit: int) -> tuple[str, bool]:

@@ -127,8 +127,8 @@ async def execution_shape(
     `log` and `error` are null until it runs; while it runs they hold what there is so far.
     """
     texts = await read_texts(context.storage, execution, limit=log_bytes)
-    log, log_cut = _text(execution, *texts[Stream.STDOUT])
-    error, error_cut = _text(execution, *texts[Stream.STDERR])
+    log, log_cut = texts[Stream.STDOUT]
+    error, error_cut = texts[Stream.STDERR]
     if not error and execution.status is Status.FAILED and execution.started_at is None:
         # Nothing ran that could have told: clients look here for what went wrong.
         error = execution.message
@@ -173,12 +173,6 @@ def host_and_port(place: str) -> tuple[str, int | None]:
 def container_id(execution: Execution) -> Json:
     """The id of its container, where its runner's handle names one; None elsewhere."""
     return execution.handle.data.get("container") if execution.handle else None
-
-
-def _text(execution: Execution, text: str, cut: bool) -> tuple[str | None, bool]:
-    if not text and execution.started_at is None:
-        return None, False
-    return text, cut
 
 
 def _job_metadata(context: ApiContext, job: Job, last: Execution | None) -> dict[str, Json]:

@@ -128,8 +128,9 @@ class SqliteQueue(Queue):
         await self._change({lease.item.lane}, release)
 
     async def hand_over(self, leases: Sequence[Lease]) -> None:
-        await self._write(lambda connection: queue_items.hand_over(connection, leases))
-        self._wakeups.lanes_changed(lease.item.lane for lease in leases)
+        await self._change(
+            {lease.item.lane for lease in leases}, lambda connection: queue_items.hand_over(connection, leases)
+        )
 
     async def cancel(self, execution_id: str) -> Cancelled:
         return await self._write(lambda connection: queue_items.cancel(connection, execution_id))
@@ -178,8 +179,7 @@ class SqliteQueue(Queue):
             now = self._clock()
             queue_items.restore_leases(connection, leases, now, now + lease_seconds)
 
-        await self._write(restore)
-        self._wakeups.lanes_changed(lease.item.lane for lease in leases)
+        await self._change({lease.item.lane for lease in leases}, restore)
 
     async def rebuilt(self) -> None:
         await self._write(queue_items.mark_rebuilt)
