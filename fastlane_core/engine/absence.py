@@ -85,6 +85,4 @@ class AbsenceNote:
             return replace(current, waiting_for=note, updated_at=now)
 
         # The newest record is kept, as a step that changes nothing in an old one would write nothing.
-        self._execution = await change_execution(
-            self._context.storage, self._execution, step, fence=self._execution.fence
-        )
+        self._execution = await change_execution(self._context.storage, self._execution, step, fenced=True)

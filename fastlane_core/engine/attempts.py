@@ -24,5 +24,5 @@ async def add_next_attempt(context: WorkerContext, execution: Execution) -> None
         await context.storage.add_executions([attempt])
         await enqueue(context.queue, context.routing, attempt)
     await change_execution(
-        context.storage, execution, lambda current: replace(current, owes_at=None, updated_at=now), fence=None
+        context.storage, execution, lambda current: replace(current, owes_at=None, updated_at=now), fenced=False
     )

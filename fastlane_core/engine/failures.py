@@ -125,7 +125,7 @@ class Failures:
         now = self._clock()
         try:
             return await change_execution(
-                self._storage, failed, lambda current: looked_at(current, failure, now=now), fence=None
+                self._storage, failed, lambda current: looked_at(current, failure, now=now), fenced=False
             )
         except Fenced:
             # Removed by retention meanwhile.

@@ -144,7 +144,7 @@ class Reconciler:
             ending = before_start(current, now=now) or waited_too_long(current, now=now)
             return current if ending is None else ended(current, ending, now=now)
 
-        execution = await change_execution(self._context.storage, execution, step, fence=None)
+        execution = await change_execution(self._context.storage, execution, step, fenced=False)
         if execution.status.is_final:
             await self._context.queue.cancel(execution.id)
             await self._context.queue.publish(execution_topic(execution.id))
@@ -206,9 +206,9 @@ class Reconciler:
             return
         target = misfit.target
         if not isinstance(target, str):
-            await change_execution(self._context.storage, execution, _waits_for(f"a lane: {target}"), fence=None)
+            await change_execution(self._context.storage, execution, _waits_for(f"a lane: {target}"), fenced=False)
             return
-        execution = await change_execution(self._context.storage, execution, _moves_to(target), fence=None)
+        execution = await change_execution(self._context.storage, execution, _moves_to(target), fenced=False)
         if not execution.status.is_final and execution.lane == target:
             await self._context.queue.cancel(execution.id)
             await self._context.queue.put([queue_item(execution, self._context.routing)])

@@ -38,18 +38,16 @@ async def confirm_start(storage: Storage, request: RunRequest) -> None:
 
 
 async def change_execution(
-    storage: Storage, execution: Execution, step: Callable[[Execution], Execution], *, fence: int | None
+    storage: Storage, execution: Execution, step: Callable[[Execution], Execution], *, fenced: bool
 ) -> Execution:
     """Apply `step` to the record, from the copy in hand if it is still the stored one, else to the stored one.
 
-    With `fence`, the record must carry that fencing number, and still be of the lease of the copy in hand: two workers
-    may have counted from the same one. Raises Fenced otherwise, and for a record that is gone.
+    With `fenced`, the stored one must be of the same fencing number and lease: two workers may have counted from the
+    same number. Raises Fenced otherwise, and for a record that is gone.
     A step that returns the record it was given writes nothing. Raises StorageUnavailable.
     """
-    held = (fence, execution.lease_token)
+    held = (execution.fence, execution.lease_token)
     for _ in range(_TRIES):
-        if fence is not None and (execution.fence, execution.lease_token) != held:
-            raise Fenced(f"execution {execution.id} was taken over by worker {execution.worker}")
         changed = step(execution)
         if changed is execution:
             return execution
@@ -59,5 +57,7 @@ async def change_execution(
             stored = await storage.get_execution(execution.id)
             if stored is None:
                 raise Fenced(f"execution {execution.id} is not in the storage any more") from None
+            if fenced and (stored.fence, stored.lease_token) != held:
+                raise Fenced(f"execution {stored.id} was taken over by worker {stored.worker}") from None
             execution = stored
     raise RevisionConflict(f"execution {execution.id} kept changing: gave up after {_TRIES} tries")

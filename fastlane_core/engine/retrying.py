@@ -113,7 +113,7 @@ class Retrying:
                     self._storage,
                     last,
                     lambda current: looked_at(current, Failure.REPLAYED, now=self._clock()),
-                    fence=None,
+                    fenced=False,
                 )
             if submitted.execution is not None and self._waits_for_its_time(submitted.execution):
                 # Its retry was made by itself just now, for later.
@@ -172,7 +172,7 @@ class Retrying:
     async def _bring_forward(self, execution: Execution) -> Execution:
         now = self._clock()
         moved = await change_execution(
-            self._storage, execution, lambda current: brought_forward(current, now=now), fence=None
+            self._storage, execution, lambda current: brought_forward(current, now=now), fenced=False
         )
         if not moved.status.is_final:
             try:

@@ -271,7 +271,7 @@ class Starter:
             self._context.storage,
             execution,
             lambda current: current if current.status.is_final else step(current),
-            fence=execution.fence,
+            fenced=True,
         )
         await self._changed(changed)
         return changed

@@ -159,7 +159,7 @@ class Stopping:
         now = self._clock()
         try:
             changed = await change_execution(
-                self._storage, execution, lambda current: step(current, now=now), fence=None
+                self._storage, execution, lambda current: step(current, now=now), fenced=False
             )
         except Fenced:
             # It had ended, and retention has removed it meanwhile.

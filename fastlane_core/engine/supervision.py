@@ -135,7 +135,7 @@ class Supervision:
                     if current.status.is_final
                     else taken_over(current, worker=self._context.worker, lease_token=self.lease.token, now=now)
                 ),
-                fence=None,
+                fenced=False,
             )
             # A worker that was paused between claim and here may have raised the fence over its successor's.
             if now - self._claimed_at > self._context.options.lease_seconds / 3 and not await self._holds_lease():
@@ -261,7 +261,7 @@ class Supervision:
                 final = with_retry(final, job, self._context.options.retry_backoff, now=now)
             return final
 
-        final = await change_execution(self._storage, execution, step, fence=execution.fence)
+        final = await change_execution(self._storage, execution, step, fenced=True)
         log.info("ended", status=final.status, reason=final.reason, exit_code=final.exit_code)
         await self._changed(final)
         self._context.reach(FaultPoint.RECORDED_ENDED)

@@ -10,7 +10,7 @@ import structlog
 from fastlane_core.engine.absence import AbsenceNote, Outage
 from fastlane_core.engine.capture import LogCapture
 from fastlane_core.engine.context import WorkerContext
-from fastlane_core.engine.records import Fenced, change_execution
+from fastlane_core.engine.records import Fenced
 from fastlane_core.errors import EngineUnavailable, LogConflict, RunNotFound
 from fastlane_core.models import Execution, Reason, RunHandle, RunOutcome
 
@@ -121,10 +121,8 @@ class RunWatch:
             await self._pause(failures)
 
     async def _check_it_is_mine(self) -> None:
-        fence = self._execution.fence
-        await change_execution(self._context.storage, self._execution, lambda current: current, fence=fence)
         stored = await self._context.storage.get_execution(self._execution.id)
-        if stored is None or stored.fence != fence:
+        if stored is None or stored.fence != self._execution.fence:
             raise Fenced(f"execution {self._execution.id} was taken over")
 
     async def _pause(self, failures: int) -> None:
