@@ -30,7 +30,7 @@ from pathlib import Path
 
 from benchmarks.load import Load, request_bytes, run_load
 from tests.end_to_end.service import Service, until
-from tests.services.docker_engine import free_port
+from tests.services.ports import free_port
 
 BODY = json.dumps({"image": "busybox:latest", "command": "echo hello"}).encode()
 STORES = ("sqlite", "redis", "mongo")

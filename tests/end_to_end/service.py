@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.services.docker_engine import free_port
+from tests.services.ports import free_port
 
 #: Far beyond what anything takes on a busy machine; reached only when something is broken.
 PATIENCE = 90.0

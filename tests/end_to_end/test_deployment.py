@@ -20,9 +20,10 @@ from fastlane_core.plugins import load_application_parts
 from fastlane_core.settings import GeneralSettings
 from tests.end_to_end.service import until
 from tests.services.debian import program
-from tests.services.docker_engine import DockerEngine, free_port
+from tests.services.docker_engine import DockerEngine
 from tests.services.fixtures import started_engine
 from tests.services.images import add_python, can_make_python
+from tests.services.ports import free_port
 from tests.services.requirement import missing
 
 pytestmark = pytest.mark.services

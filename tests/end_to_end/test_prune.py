@@ -14,8 +14,8 @@ import docker
 import pytest
 
 from tests.end_to_end.service import PATIENCE
-from tests.services.docker_engine import free_port
 from tests.services.fixtures import SharedEngine
+from tests.services.ports import free_port
 
 DEPLOYMENT = f"prune-{uuid.uuid4()}"
 

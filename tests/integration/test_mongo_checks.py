@@ -17,7 +17,7 @@ from fastlane_core.builtin.mongo.settings import MongoSettings
 from fastlane_core.builtin.mongo.storage import MongoStorage
 from fastlane_core.hookspecs import CheckContext, Finding
 from fastlane_core.testing.runner_context import GivenSettings
-from tests.services.docker_engine import free_port
+from tests.services.ports import free_port
 
 pytestmark = pytest.mark.services
 

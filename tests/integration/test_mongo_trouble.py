@@ -16,8 +16,8 @@ from fastlane_core.contracts.storage import Submission
 from fastlane_core.errors import InvalidInput, RevisionConflict, SchemaTooNew, StorageUnavailable
 from fastlane_core.testing.examples import a_chunk, a_job, a_submission, an_execution, new_id
 from fastlane_core.testing.storage_fixtures import store_execution, store_job
-from tests.services.docker_engine import free_port
 from tests.services.mongodb import MongoServer
+from tests.services.ports import free_port
 
 pytestmark = [
     pytest.mark.services,

@@ -12,8 +12,8 @@ from fastlane_core.builtin.redis.plugin import RedisSettings, fastlane_checks
 from fastlane_core.builtin.redis.server_checks import Look, judge_clocks, judge_server
 from fastlane_core.hookspecs import CheckContext, Finding
 from fastlane_core.testing.runner_context import GivenSettings
-from tests.services.docker_engine import free_port
 from tests.services.fixtures import require_redis
+from tests.services.ports import free_port
 from tests.services.redis_server import MASTER_NAME, ClusterGroup, RedisServer, SentinelGroup, cluster_info, until
 
 pytestmark = pytest.mark.services

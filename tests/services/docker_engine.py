@@ -28,6 +28,7 @@ from docker.errors import DockerException
 
 from tests.services.certificates import Identity
 from tests.services.debian import program
+from tests.services.ports import free_port
 
 #: Far beyond what a start takes on a busy machine.
 PATIENCE = 60.0
@@ -255,13 +256,6 @@ def answers(url: str) -> bool:
 def _pair(where: str) -> tuple[str, int]:
     name, _, port = where.partition(":")
     return name, int(port or 2375)
-
-
-def free_port() -> int:
-    """A port of the loopback address that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _ip(*arguments: str, check: bool = True) -> None:

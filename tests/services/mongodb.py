@@ -23,7 +23,8 @@ import pymongo
 from pymongo.errors import PyMongoError
 
 from tests.services.debian import program
-from tests.services.docker_engine import PATIENCE, free_port
+from tests.services.docker_engine import PATIENCE
+from tests.services.ports import free_port
 
 _SOURCE = Path(__file__).parent / "mongo"
 _BUILD_SECONDS = 900

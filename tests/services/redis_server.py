@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +18,11 @@ import redis
 
 from tests.services.certificates import Identity
 from tests.services.debian import program
+from tests.services.ports import free_port
 
 #: Far beyond what a start or a failover takes on a busy machine.
 PATIENCE = 60.0
 MASTER_NAME = "the-master"
-#: Ports of nodes of clusters, some of which are yet to be started.
-_given: set[int] = set()
 
 
 def unavailable() -> str:
@@ -57,7 +54,7 @@ class RedisServer:
         self._sentinel = sentinel
         self._tls, self._ca = tls, ca
         self._credentials = credentials
-        self.port = port or _free_port()
+        self.port = port or free_port()
         lines = [
             f"dir {folder}",
             "bind 127.0.0.1",
@@ -261,9 +258,7 @@ class ClusterGroup:
 
     def __init__(self, folder: Path) -> None:
         options = ["cluster-enabled yes", "cluster-node-timeout 1000", "cluster-require-full-coverage no"]
-        self.servers = [
-            RedisServer(folder / f"node-{number}", port=_free_cluster_port(), options=options) for number in range(6)
-        ]
+        self.servers = [RedisServer(folder / f"node-{number}", options=options) for number in range(6)]
 
     def __enter__(self) -> ClusterGroup:
         try:
@@ -328,8 +323,7 @@ def one_node_cluster(
     options = ["cluster-enabled yes", "cluster-announce-ip 127.0.0.1", *options]
     if tls is not None:
         options.append("tls-cluster yes")
-    port = _free_cluster_port()
-    with RedisServer(folder, port=port, options=options, tls=tls, ca=ca) as server, server.client() as client:
+    with RedisServer(folder, options=options, tls=tls, ca=ca) as server, server.client() as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
         until(lambda: cluster_info(client)["cluster_state"] == "ok", "a cluster that is whole")
         yield server
@@ -361,23 +355,3 @@ def _pairs(found: object) -> Mapping[str, str]:
 
 def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _free_port() -> int:
-    """A port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _free_cluster_port() -> int:
-    """One for a node of a cluster, which uses the one 10,000 above as well; connections begin at neither."""
-    while True:
-        port = random.randrange(11_000, 22_000)
-        if port in _given:
-            continue
-        with socket.socket() as probe, socket.socket() as bus, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            bus.bind(("127.0.0.1", port + 10_000))
-            _given.add(port)
-            return port

@@ -11,7 +11,8 @@ from pathlib import Path
 import docker
 
 from tests.services.debian import program
-from tests.services.docker_engine import PATIENCE, free_port
+from tests.services.docker_engine import PATIENCE
+from tests.services.ports import free_port
 
 _CONFIG = """\
 version: 0.1

@@ -12,8 +12,8 @@ from fastlane_core.hookspecs import CheckContext, Finding
 from fastlane_core.testing.runner_context import GivenSettings
 from fastlane_docker.plugin import fastlane_checks
 from fastlane_docker.settings import DockerSettings
-from tests.services.docker_engine import free_port
 from tests.services.fixtures import SharedEngine
+from tests.services.ports import free_port
 
 
 async def check(
