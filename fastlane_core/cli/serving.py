@@ -127,11 +127,11 @@ async def serve_api(
         telling.cancel()
         # A report under way must not come after the good-bye.
         await asyncio.gather(telling, return_exceptions=True)
-        with suppress(StorageUnavailable, TimeoutError):
-            async with asyncio.timeout(_GOODBYE_SECONDS):
-                await presence.leave()
-                # What a queue that hangs does not get the reconciler puts there.
-                await context.submission.settled()
+        # What a queue that hangs does not get the reconciler puts there.
+        for step in (presence.leave, context.submission.settled):
+            with suppress(StorageUnavailable, TimeoutError):
+                async with asyncio.timeout(_GOODBYE_SECONDS):
+                    await step()
 
 
 def _spare_collector() -> None:
