@@ -25,6 +25,8 @@ blueprint = Blueprint("status", __name__)
 
 #: Seconds that a server gets to say that it is well.
 _HEALTH_TIMEOUT = 2.0
+#: Seconds that the queue gets to count what it holds.
+_STATS_TIMEOUT = 5.0
 #: Unfinished executions looked through for running ones: the longest unfinished come first.
 _LOOKED_THROUGH = 200
 #: Jobs with a schedule that are told of: those that fire next.
@@ -56,12 +58,15 @@ async def healthcheck() -> Response:
 
 @blueprint.get("/status/")
 async def status() -> Response:
-    """Hosts, containers, queues and counts, and the processes that live."""
+    """Hosts, containers, queues and counts, and the processes that live.
+
+    What only a queue that is out of reach could tell is null.
+    """
     context = current_context()
     workers, apis, stats, tasks, jobs, running = await asyncio.gather(
         live_workers(context),
         live_reports(context.storage, APIS_SCOPE, now=context.clock()),
-        context.queue.stats(),
+        _stats(context),
         context.storage.count_tasks(),
         context.storage.count_jobs(),
         _running(context),
@@ -109,17 +114,30 @@ async def _problem(health: Callable[[], Awaitable[str]]) -> str | None:
     return None
 
 
+async def _stats(context: ApiContext) -> Mapping[str, LaneStats]:
+    try:
+        async with asyncio.timeout(_STATS_TIMEOUT):
+            return await context.queue.stats()
+    except (QueueUnavailable, TimeoutError):
+        return {lane.name: LaneStats(reachable=False) for lane in context.routing.lanes()}
+
+
+def _are_known(stats: Mapping[str, LaneStats]) -> bool:
+    return all(each.reachable for each in stats.values())
+
+
 def _hosts(workers: Sequence[JsonObject], stats: Mapping[str, LaneStats]) -> Sequence[Json]:
     """What workers tell of hosts: of each the newest, with the runs that it holds; available ones first."""
     loads: Counter[str] = Counter()
     for lane in stats.values():
         loads.update(lane.places or {})
+    are_known = _are_known(stats)
     newest: dict[tuple[str, str], JsonObject] = {}
     for report in sorted(workers, key=_reported_at):
         hosts = report.get("hosts")
         for host in hosts if isinstance(hosts, Sequence) and not isinstance(hosts, str) else ():
             if isinstance(host, Mapping):
-                running = loads[str(host.get("place"))]
+                running = loads[str(host.get("place"))] if are_known else None
                 newest[str(host.get("host")), str(host.get("port"))] = {**host, "running": running}
     ordered = [newest[key] for key in sorted(newest)]
     return sorted(ordered, key=_is_unavailable)
@@ -148,13 +166,18 @@ def _queues(stats: Mapping[str, LaneStats], scheduled: Sequence[Job], scheduled_
     """`scheduled` are the first of the jobs that run again and again."""
     due = [each.next_due_at for each in stats.values()] + [each.due_at for each in scheduled[:1]]
     next_due = min((at for at in due if at is not None), default=None)
+    are_known = _are_known(stats)
+
+    def total(of_lane: Callable[[LaneStats], int], others: int = 0) -> int | None:
+        return sum(map(of_lane, stats.values())) + others if are_known else None
+
     return {
-        "jobs": {"length": sum(each.waiting + each.held for each in stats.values())},
-        "monitor": {"length": sum(each.leased for each in stats.values())},
+        "jobs": {"length": total(lambda lane: lane.waiting + lane.held)},
+        "monitor": {"length": total(lambda lane: lane.leased)},
         "webhooks": {"length": 0},
         "notify": {"length": 0},
         "scheduled": {
-            "length": sum(each.delayed for each in stats.values()) + scheduled_count,
+            "length": total(lambda lane: lane.delayed, scheduled_count),
             "nextTimeStamp": next_due,
             "nextHumanReadableDate": iso_time(next_due),
         },
@@ -166,13 +189,16 @@ def _lanes(context: ApiContext, stats: Mapping[str, LaneStats]) -> dict[str, Jso
     lanes: dict[str, Json] = {}
     for name in sorted({*capacities, *stats}):
         lane = stats.get(name, LaneStats())
-        lanes[name] = {
-            "capacity": capacities.get(name, 0),
+        counted: dict[str, Json] = {
             "waiting": lane.waiting,
             "delayed": lane.delayed,
             "held": lane.held,
             "leased": lane.leased,
             "places": dict(lane.places or {}),
+        }
+        lanes[name] = {
+            "capacity": capacities.get(name, 0),
+            **(counted if lane.reachable else dict.fromkeys(counted)),
             "reachable": lane.reachable,
         }
     return lanes

@@ -1,12 +1,10 @@
-"""The HTTP API over real storage and queue: routes, shapes, output, stopping."""
+"""The HTTP API over real storage and queue: routes, shapes, stopping, refusals."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +12,7 @@ import pytest
 from quart import Blueprint
 from structlog.testing import capture_logs
 
-from fastlane_core.contracts.queue import LaneStats
-from fastlane_core.errors import QueueUnavailable
-from fastlane_core.models import LogChunk, Reason, Status, Stream
+from fastlane_core.models import Reason, Status, Stream
 from fastlane_core.settings import ApiSettings
 from tests.integration.api_harness import LANE, Api, running_api, unknown
 
@@ -235,71 +231,6 @@ async def test_executions_of_a_job_are_the_newest_twenty_and_counted_in_all(api:
     assert [each["executionId"] for each in job["executions"]] == [each.id for each in reversed(later[4:])]
 
 
-async def test_output_is_given_byte_for_byte_with_the_exit_code(api: Api) -> None:
-    execution = await api.submit()
-    out, err = b"a\x00b\xff\r\n\xe2\x82", b"no newline"
-    await api.run(execution)
-    await api.write(execution, (Stream.STDOUT, out), (Stream.STDERR, err), (Stream.STDOUT, b"\xac"))
-    await api.end(execution, Status.FAILED, 137)
-    for base in (api.job(execution), api.at(execution)):
-        for output, expected in (
-            ("stdout", out + b"\xac"),
-            ("stderr", err),
-            ("logs", out + b"\xac" + b"\n-=-\n" + err),
-        ):
-            answer = await api.http.get(base + output)
-            assert answer.content == expected
-            assert answer.headers["Fastlane-Exit-Code"] == "137"
-            assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
-            assert answer.headers["X-Content-Type-Options"] == "nosniff"
-            head = await api.http.head(base + output)
-            assert (head.status_code, head.content, head.headers["Fastlane-Exit-Code"]) == (200, b"", "137")
-
-
-async def test_output_so_far_is_given_while_it_runs(api: Api) -> None:
-    execution = await api.submit()
-    answer = await api.http.get(api.at(execution, "logs/"))
-    assert (answer.content, answer.headers["Fastlane-Exit-Code"]) == (b"\n-=-\n", "None")
-    await api.run(execution)
-    await api.write(execution, (Stream.STDOUT, b"so far"))
-    answer = await api.http.get(api.at(execution, "stdout/"))
-    assert (answer.content, answer.headers["Fastlane-Exit-Code"]) == (b"so far", "None")
-
-
-async def test_long_output_is_whole_as_text_and_cut_visibly_in_json(api: Api) -> None:
-    execution = await api.run(await api.submit())
-    line = "ü".encode() * 100_000
-    for _ in range(8):
-        await api.write(execution, (Stream.STDOUT, line))
-    await api.end(execution, Status.DONE, 0)
-    assert (await api.http.get(api.at(execution, "stdout/"))).content == line * 8
-    shape = (await api.http.get(api.at(execution))).json()["execution"]
-    assert shape["log"] == "ü" * (512 * 1024)
-    assert (shape["logTruncated"], shape["errorTruncated"]) == (True, False)
-    (listed,) = (await api.http.get(api.job(execution))).json()["job"]["executions"]
-    assert len(listed["log"]) == 32 * 1024
-    assert listed["logTruncated"] is True
-
-
-@pytest.mark.parametrize(("told", "reads"), [(12, 1), (0, 4), (20, 5)])
-async def test_short_output_is_read_at_once_where_the_record_tells_its_size_and_is_whole_in_any_case(
-    api: Api, monkeypatch: pytest.MonkeyPatch, told: int, reads: int
-) -> None:
-    execution = await api.run(await api.submit())
-    await api.write(execution, (Stream.STDOUT, b"out \xc3"), (Stream.STDERR, b"err"), (Stream.STDOUT, b"\xbc +\n"))
-    await api.end(execution, Status.DONE, 0, stdout_bytes=max(0, told - 3), stderr_bytes=min(told, 3))
-    read_log, calls = api.storage.read_log, []
-
-    async def counted(*args: object, **options: object) -> Sequence[LogChunk]:
-        calls.append(options)
-        return await read_log(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(api.storage, "read_log", counted)
-    shape = (await api.http.get(api.at(execution))).json()["execution"]
-    assert (shape["log"], shape["error"]) == ("out ü +\n", "err")
-    assert len(calls) == reads
-
-
 async def test_job_and_execution_are_stopped_with_the_answers_that_clients_know(api: Api) -> None:
     first, second = await api.submit(), await api.submit()
     answer = await api.http.post(api.job(first, "stop/"))
@@ -427,131 +358,6 @@ async def test_what_is_refused_is_told_as_json(
     assert body["error"]
     if status == 405:
         assert "GET" in answer.headers["Allow"]
-
-
-async def test_a_lane_that_is_out_of_reach_in_the_queue_is_marked_and_the_others_are_told(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def stats() -> Mapping[str, LaneStats]:
-        return {LANE: LaneStats(reachable=False), "fake:other": LaneStats(waiting=3)}
-
-    execution = await api.submit()
-    report = {"worker": "w", "at": time.time(), "lanes": {LANE: {"capacity": 2, "places": {"h:1": 2}, "reason": ""}}}
-    await api.storage.put_state("workers", "w", report, revision=None)
-    monkeypatch.setattr(api.queue, "stats", stats)
-
-    lanes = (await api.http.get("/status/")).json()["lanes"]
-    told = (await api.http.get(f"/tasks/t/jobs/{execution.job_id}/executions/{execution.id}")).json()
-
-    assert {name: lane["reachable"] for name, lane in lanes.items()} == {LANE: False, "fake:other": True}
-    assert lanes["fake:other"]["waiting"] == 3
-    assert told["execution"]["waitingFor"] == f"the queue, in which the lane {LANE} is out of reach"
-
-
-async def test_waiting_executions_say_what_for(api: Api) -> None:
-    async def waiting_for(execution_id: str, job: str) -> str:
-        body = (await api.http.get(f"/tasks/t/jobs/{job}/executions/{execution_id}")).json()
-        return str(body["execution"]["waitingFor"])
-
-    execution = await api.submit()
-    asked = (execution.id, execution.job_id)
-    report = {"worker": "w", "at": time.time(), "lanes": {LANE: {"capacity": 2, "places": {"h:1": 2}, "reason": ""}}}
-
-    assert await waiting_for(*asked) == f"a worker that serves the lane {LANE}: none is running"
-    await api.storage.put_state("workers", "w", {**report, "at": time.time() - 61}, revision=None)
-    assert await waiting_for(*asked) == f"a worker that serves the lane {LANE}: none is running"
-
-    no_place = {LANE: {"capacity": 2, "places": {}, "reason": "h:1 does not answer"}}
-    await api.storage.put_state("workers", "w", {**report, "lanes": no_place}, revision=None)
-    assert await waiting_for(*asked) == "h:1 does not answer"
-
-    await api.storage.put_state("workers", "w", report, revision=None)
-    assert await waiting_for(*asked) == f"its turn in the lane {LANE}: 0 of 2 slots are taken"
-
-    for _ in range(2):
-        await api.submit()
-    leases = await api.queue.claim(LANE, worker="w", capacity=2, limit=2, lease_seconds=60)
-    assert len(leases) == 2
-    last = await api.submit()
-    assert await waiting_for(last.id, last.job_id) == f"a free slot in the lane {LANE}: 2 of 2 are taken"
-
-    await api.change(last, waiting_for="its engine, which is out of reach")
-    assert await waiting_for(last.id, last.job_id) == "its engine, which is out of reach"
-    await api.run(await api.change(last, waiting_for=None, status=Status.PULLING))
-    assert await waiting_for(last.id, last.job_id) == "None"
-
-
-async def test_health_and_status_have_the_shape_that_clients_know(api: Api) -> None:
-    for path in ("/", "/healthcheck", "/healthcheck/"):
-        body = (await api.http.get(path)).json()
-        assert body == {"redis": True, "mongo": True, "queue": True, "storage": True, "errors": []}
-    hosts = [
-        {"host": "b", "port": 1, "available": False, "blacklisted": True, "circuit": "closed", "error": "blacklisted"},
-        {"host": "z", "port": 1, "available": True, "blacklisted": False, "circuit": "closed", "error": None},
-    ]
-    report = {"worker": "w", "at": time.time(), "lanes": {}, "hosts": hosts, "running": 1}
-    await api.storage.put_state("workers", "w", report, revision=None)
-    older = {**report, "worker": "v", "at": time.time() - 5, "hosts": [{**hosts[0], "available": True}]}
-    await api.storage.put_state("workers", "v", older, revision=None)
-    running = await api.run(await api.submit())
-    waiting = await api.submit()
-    await api.submit(start_at=4102444800.0)
-    body = (await api.http.get("/status")).json()
-    assert body["hosts"] == [{**host, "running": 0} for host in hosts[::-1]]
-    assert body["containers"] == {
-        "running": [{"host": "engine-1.example", "port": 2375, "id": "c0ffee", "executionId": running.id}]
-    }
-    assert waiting.status is Status.ENQUEUED
-    assert body["queues"] == {
-        "jobs": {"length": 2},
-        "monitor": {"length": 0},
-        "webhooks": {"length": 0},
-        "notify": {"length": 0},
-        "scheduled": {
-            "length": 1,
-            "nextTimeStamp": 4102444800.0,
-            "nextHumanReadableDate": "2100-01-01T00:00:00.000000",
-        },
-    }
-    assert body["tasks"] == {"count": 1}
-    assert body["jobs"] == {"count": 3, "scheduled": []}
-    assert body["fastlane"] == {"version": "1.2.3", "pid": os.getpid(), "executor": "docker"}
-    assert body["lanes"][LANE]["capacity"] == 2
-    assert {each["worker"] for each in body["workers"]} == {"w", "v"}
-
-
-async def test_storage_that_is_gone_is_told_and_comes_back_later(api: Api) -> None:
-    await api.storage.close()
-    answer = await api.http.get("/tasks/")
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
-    assert answer.json()["operation"] == "get_tasks"
-    health = await api.http.get("/healthcheck")
-    assert health.status_code == 500
-    (error,) = health.json()["errors"]
-    assert (error["source"], error["part"]) == ("mongo", "storage")
-    assert (health.json()["mongo"], health.json()["redis"]) == (False, True)
-
-
-async def test_job_is_accepted_while_the_queue_is_gone(api: Api) -> None:
-    await api.queue.close()
-    with pytest.raises(QueueUnavailable):
-        await api.queue.stats()
-    answer = await api.http.post("/tasks/t/", json={"image": "i", "command": "c"})
-    assert answer.status_code == 200
-    assert await api.storage.get_execution(answer.json()["executionId"]) is not None
-    assert (await api.http.get(answer.json()["executionUrl"])).status_code == 200
-
-
-async def test_page_shows_output_under_a_strict_policy(api: Api) -> None:
-    execution = await api.submit()
-    for base in (api.job(execution), api.at(execution), "/tasks/<script>/jobs/x/"):
-        answer = await api.http.get(base + "stream")
-        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
-        policy = answer.headers["Content-Security-Policy"]
-        assert policy.startswith("default-src 'none'; script-src 'sha256-")
-        assert "unsafe" not in policy
-        assert "innerHTML" not in answer.text
-        assert "<script>/jobs" not in answer.text
 
 
 async def test_server_name_is_used_in_addresses(tmp_path: Path) -> None:
