@@ -23,8 +23,8 @@ WORKERS_SCOPE, APIS_SCOPE = "workers", "apis"
 #: Seconds between two reports without news, and after which a process that did not report is taken for dead.
 REPORT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 60.0
-#: Seconds in which a process that lives reports again for sure, and between two looks whether it did.
-_SIGN_OF_LIFE_SECONDS = REPORT_SECONDS + 3.0
+#: Seconds in which a process that lives reports again, also when it is held up, and between two looks whether it did.
+_SIGN_OF_LIFE_SECONDS = 2 * REPORT_SECONDS + 2.0
 _LOOK_SECONDS = 0.25
 
 
@@ -111,19 +111,22 @@ class Presence:
     async def _wait_for_sign_of_life(self, before: SharedValue) -> SharedValue | None:
         """What is there of the namesake when it has been silent for long enough; raises SettingsError if it was not."""
         log.info("waiting whether another process of this name lives", name=self._name)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
-                while True:
-                    await asyncio.sleep(_LOOK_SECONDS)
-                    now = await self._storage.get_state(self._scope, self._name)
-                    if now is None:
-                        return None
-                    if now.revision != before.revision:
-                        raise SettingsError(
-                            f"{_who(self._scope, self._name, now.value)} has this name and lives: give this one "
-                            f"another (-i), or none"
-                        )
-        return before
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _SIGN_OF_LIFE_SECONDS
+        while True:
+            # Before the look: what was held up itself must not miss the sign.
+            is_last = loop.time() >= until
+            now = await self._storage.get_state(self._scope, self._name)
+            if now is None:
+                return None
+            if now.revision != before.revision:
+                raise SettingsError(
+                    f"{_who(self._scope, self._name, now.value)} has this name and lives: give this one another (-i), "
+                    f"or none"
+                )
+            if is_last:
+                return before
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def live_reports(storage: Storage, scope: str, *, now: float) -> Mapping[str, JsonObject]:

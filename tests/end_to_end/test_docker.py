@@ -81,7 +81,7 @@ def test_the_getting_started_walk_by_curl(
 
 def test_ten_containers_survive_a_kill_and_are_adopted(service: Service, docker_engine: SharedEngine) -> None:
     begun = engine_time(docker_engine)
-    script = "echo begin; sleep 5; echo end; echo done >&2"
+    script = "echo begin; sleep 15; echo end; echo done >&2"
     payload = {"image": "busybox", "command": ["sh", "-c", script]}
     answers = [service.submit("restart", payload) for _ in range(TEN)]
     for answer in answers:
@@ -100,7 +100,7 @@ def test_sigterm_with_running_containers_exits_soon_and_the_next_start_adopts(
     service: Service, docker_engine: SharedEngine
 ) -> None:
     begun = engine_time(docker_engine)
-    payload = {"image": "busybox", "command": ["sh", "-c", "for i in $(seq 1 15); do echo $i; sleep 1; done"]}
+    payload = {"image": "busybox", "command": ["sh", "-c", "for i in $(seq 1 30); do echo $i; sleep 1; done"]}
     answers = [service.submit("handover", payload) for _ in range(4)]
     for answer in answers:
         until("all run", lambda answer=answer: service.execution(answer)["status"] == "running")
@@ -111,10 +111,10 @@ def test_sigterm_with_running_containers_exits_soon_and_the_next_start_adopts(
     service.start()
     for answer in answers:
         assert service.finished(answer)["status"] == "done"
-        assert service.get(answer["executionUrl"] + "stdout")[1] == b"".join(b"%d\n" % i for i in range(1, 16))
+        assert service.get(answer["executionUrl"] + "stdout")[1] == b"".join(b"%d\n" % i for i in range(1, 31))
     assert created(docker_engine, since=begun, answers=answers) == {answer["executionId"]: 1 for answer in answers}
     # The promise is three seconds; a busy machine gets some more, but never as many as the runs last.
-    assert seconds < 12, f"SIGTERM took {seconds:.1f} s"
+    assert seconds < 25, f"SIGTERM took {seconds:.1f} s"
 
 
 def test_jobs_wait_and_say_why_while_the_engine_is_down(tmp_path: Path, own_docker_engine: DockerEngine) -> None:

@@ -94,7 +94,7 @@ def test_a_full_farm_delays_no_other(tmp_path: Path, engines: list[DockerEngine]
     with Fastlane(tmp_path, farms) as fastlane:
         fastlane.done(*fastlane.submit("b-first", "true"))
         ratios: list[float] = []
-        for _ in range(3):
+        for _ in range(8):
             alone = _start_delay(fastlane)
             full = fastlane.submit("a-full", "exec sleep 600", count=HANDS + 50)
             until("farm a is full", lambda: fastlane.status()["lanes"]["docker:a"]["leased"] == HANDS)
@@ -308,8 +308,9 @@ async def _starts_asked_at(database: Path, executions: Iterable[str]) -> dict[st
 
 def test_jobs_wait_and_say_why_while_every_host_is_out(tmp_path: Path, engines: list[DockerEngine]) -> None:
     hosts = [f"127.0.0.1:{engine.port}" for engine in engines]
-    with Fastlane(tmp_path, [farm("x", engines, 6)]) as fastlane:
-        (running,) = fastlane.submit("goes-on", "sleep 3; echo done")
+    gate = Gate(tmp_path)
+    with Fastlane(tmp_path, [farm("x", engines, 6, allow=gate.allow)]) as fastlane:
+        (running,) = fastlane.submit("goes-on", gate.script("open"), docker=gate.docker)
         until("it runs", lambda: fastlane.api.execution(running)["status"] == "running")
         for host in hosts:
             fastlane.blacklist("PUT", {"host": host, "then": "wait"})
@@ -320,6 +321,7 @@ def test_jobs_wait_and_say_why_while_every_host_is_out(tmp_path: Path, engines: 
             until(
                 "it says why", lambda answer=answer: _reason(fastlane, answer) == "every host of farm x is blacklisted"
             )
+        gate.open("open")
         (execution,) = fastlane.done(running)
         assert execution["log"] == "done\n"
         until("it is drained", lambda: fastlane.host(port)["running"] == 0)

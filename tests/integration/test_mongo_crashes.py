@@ -31,6 +31,8 @@ pytestmark = [
 Operation = Callable[[MongoStorage], Awaitable[object]]
 #: More writes than any operation here makes.
 _MOST_WRITES = 40
+#: Seconds in which what a process sent just before its death gets to the server.
+_ARRIVAL_SECONDS = 1.0
 
 
 class Survivors:
@@ -46,14 +48,20 @@ class Survivors:
         host, _, port = self.server.address.partition(":")
         with MortalConnection((host, int(port)), last=last, arrives=arrives) as connection:
             url = f"mongodb://127.0.0.1:{connection.port}/?directConnection=true&retryWrites=false"
-            storage = MongoStorage(MongoServer(url=url, database=self.server.database), timeout=1.0)
+            storage = MongoStorage(MongoServer(url=url, database=self.server.database), timeout=30.0)
             # What opening writes is not what is looked at here.
             connection.last = 10_000
             await storage.open()
             connection.last = connection.writes + last
+            operating = asyncio.ensure_future(operation(storage))
             try:
-                with contextlib.suppress(StorageUnavailable):
-                    await operation(storage)
+                while not operating.done() and not connection.is_dead:
+                    await asyncio.wait([operating], timeout=0.01)
+                # What has left the dead may still be on its way.
+                await asyncio.wait([operating], timeout=_ARRIVAL_SECONDS)
+                operating.cancel()
+                with contextlib.suppress(StorageUnavailable, asyncio.CancelledError):
+                    await operating
                 return connection.is_dead
             finally:
                 await storage.close()

@@ -87,7 +87,7 @@ def once(marks: Path) -> str:
 async def test_run_survives_its_worker_and_is_adopted_with_complete_output(
     runner: ProcessRunner, runs: RunDriver, spawner: multiprocessing.context.ForkServerContext, folder: str
 ) -> None:
-    script = "for i in $(seq 1 20); do echo $i; sleep 0.05; done; echo end >&2; exit 7"
+    script = "for i in $(seq 1 20); do echo $i; sleep 0.2; done; echo end >&2; exit 7"
     request = await runs.request(runner, shlex.join(["sh", "-c", script]))
     worker = await asyncio.to_thread(Worker, spawner, folder, request)
     worker.tell()

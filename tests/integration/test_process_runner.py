@@ -159,10 +159,13 @@ async def test_signal_is_told_as_a_shell_does(runner: ProcessRunner, runs: RunDr
     assert number.name in outcome.message
 
 
-async def test_what_a_command_leaves_running_ends_with_it(runner: ProcessRunner, runs: RunDriver) -> None:
-    run = await runs.start(
-        runner, sh("sleep 600 & echo $!; setsid sh -c 'echo $$; exec sleep 600' & sleep 0.3; exit 5")
-    )
+async def test_what_a_command_leaves_running_ends_with_it(
+    runner: ProcessRunner, runs: RunDriver, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    child = f"echo $$; touch {begun}; exec sleep 600"
+    until_begun = f"until test -e {begun}; do sleep 0.05; done"
+    run = await runs.start(runner, sh(f"sleep 600 & echo $!; setsid sh -c '{child}' & {until_begun}; exit 5"))
 
     assert (await run.wait()).exit_code == 5
 

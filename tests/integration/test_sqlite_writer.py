@@ -70,7 +70,10 @@ async def gather(database: Database, operations: list[Operation]) -> Sequence[ob
     with Held(database):
         # The first is taken alone, and keeps the others waiting for its turn.
         writes = [asyncio.create_task(database.write(insert(-1)))]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while database._writer._waiting:
+                await asyncio.sleep(0.001)
         writes += [asyncio.create_task(database.write(operation)) for operation in operations]
         await asyncio.sleep(0)
     return (await asyncio.gather(*writes, return_exceptions=True))[1:]

@@ -130,8 +130,10 @@ async def test_a_drain_stops_what_still_runs_when_its_deadline_has_passed(
 ) -> None:
     runner = build_runner(docker_engine.url)
     await runner.open()
-    run = await runs.start(runner, "sh -c 'trap \"exit 3\" TERM; while true; do sleep 0.1; done'")
-    well = await runs.start(runner, "sh -c 'trap \"exit 0\" TERM; while true; do sleep 0.1; done'")
+    run = await runs.start(runner, "sh -c 'trap \"exit 3\" TERM; echo ready; while true; do sleep 0.1; done'")
+    well = await runs.start(runner, "sh -c 'trap \"exit 0\" TERM; echo ready; while true; do sleep 0.1; done'")
+    for each in (run, well):
+        await each.until_ready()
     waits = [asyncio.create_task(each.wait()) for each in (run, well)]
     place = run.request.place
     await put_cordon(storage, place, Cordon(since=1.0, drains=True, deadline=time.time(), then=Then.STOP))

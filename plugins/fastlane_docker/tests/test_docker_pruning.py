@@ -186,7 +186,7 @@ async def test_host_that_hangs_keeps_no_other_from_being_pruned(
     build_runner: Build, proxy: TcpProxy, docker_engine: SharedEngine, leftovers: Leftovers
 ) -> None:
     processed = leftovers.add(containers.DEFUNCT_PREFIX)
-    runner = build_runner(proxy.url, docker_engine.url, docker_timeout_seconds=1.0)
+    runner = build_runner(proxy.url, docker_engine.url, docker_timeout_seconds=5.0)
     proxy.hang()
 
     hung, pruned = await asyncio.wait_for(runner.prune(older_than=0, dry_run=False), DEADLINE)
@@ -199,8 +199,8 @@ async def test_host_that_hangs_keeps_no_other_from_being_pruned(
 async def test_host_that_stops_answering_meanwhile_is_given_up_with_what_was_done(
     build_runner: Build, http_proxy: HttpProxy, leftovers: Leftovers
 ) -> None:
-    processed = leftovers.add_many(30, containers.DEFUNCT_PREFIX)
-    runner = build_runner(http_proxy.url, docker_timeout_seconds=2.0)
+    processed = leftovers.add_many(12, containers.DEFUNCT_PREFIX)
+    runner = build_runner(http_proxy.url, docker_timeout_seconds=10.0)
     http_proxy.hold_next("^DELETE ")
 
     (report,) = await asyncio.wait_for(runner.prune(older_than=0, dry_run=False), DEADLINE)

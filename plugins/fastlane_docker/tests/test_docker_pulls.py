@@ -196,7 +196,7 @@ async def test_registry_that_hangs_fails_the_pull_after_the_quiet_time(
     front: TcpProxy,
     moment: str,
 ) -> None:
-    runner = await opened(build_runner(docker_engine.url, docker_pull_quiet_seconds=1.0))
+    runner = await opened(build_runner(docker_engine.url, docker_pull_quiet_seconds=5.0))
     request, told = await runs.request(runner, "true", image=slow_image), Told()
     if moment == "at first":
         front.hang()
@@ -205,7 +205,7 @@ async def test_registry_that_hangs_fails_the_pull_after_the_quiet_time(
         await told.until(" MiB")
         front.hang()
 
-    with pytest.raises(PullFailed, match=f"no news of the registry 127.0.0.1:{front.port} for 1 s"):
+    with pytest.raises(PullFailed, match=f"no news of the registry 127.0.0.1:{front.port} for 5 s"):
         await asyncio.wait_for(pull, DEADLINE)
 
     assert (await runner.availability(request.lane)).places
@@ -256,7 +256,7 @@ async def test_engine_that_is_cut_off_in_the_middle_is_unavailable(
 async def test_engine_that_hangs_in_the_middle_is_unavailable(
     build_runner: Build, proxy: TcpProxy, runs: RunDriver, slow_image: str
 ) -> None:
-    runner = await opened(build_runner(proxy.url, docker_pull_quiet_seconds=1.0))
+    runner = await opened(build_runner(proxy.url, docker_pull_quiet_seconds=5.0))
     told = Told()
     pull = asyncio.create_task(runner.prepare(await runs.request(runner, "true", image=slow_image), told))
     await told.until(" MiB")

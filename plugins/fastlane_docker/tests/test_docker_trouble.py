@@ -202,7 +202,7 @@ async def test_run_that_outlives_its_engine_s_daemon_is_followed_to_its_end(
 ) -> None:
     engine = surviving_engine
     runner = await opened(build_runner(engine.url))
-    run = await runs.start(runner, sh("echo begin; sleep 3; echo end; exit 5"))
+    run = await runs.start(runner, sh("echo begin; sleep 10; echo end; exit 5"))
     await run.logs_until(lambda outputs: b"begin" in Written.of(outputs).stdout)
     waiting = asyncio.create_task(runner.wait(run.handle))
 
@@ -337,7 +337,7 @@ async def test_storage_that_hangs_before_a_start_is_no_trouble_of_the_engine(
     async def hang(request: RunRequest) -> None:
         await asyncio.Event().wait()
 
-    runner = build_runner(docker_engine.url, confirm_start=hang, docker_timeout_seconds=1.0)
+    runner = build_runner(docker_engine.url, confirm_start=hang, docker_timeout_seconds=12.0)
     await runner.open()
     request = await runs.request(runner, "true")
 
