@@ -29,7 +29,7 @@ services: .venv/.ready ## Install the real servers that the tests need (as root,
 chaos: .venv/.ready services ## Kill, pause and rob everything for minutes while jobs run (ARGUMENTS="--seed 7 --jobs 300")
 	$(BIN)/python -m tests.chaos $(ARGUMENTS)
 
-bench: .venv/.ready services ## Measure all, against floors in the same run (BENCH=submit|bulk|schedules|queue|history|throughput: one)
+bench: .venv/.ready services ## Measure all, against floors in the same run (BENCH=submit|bulk|schedules|queue|history|hung_engine|throughput: one)
 	$(BIN)/python -m benchmarks$(if $(BENCH),.$(BENCH)) $(ARGUMENTS)
 
 lint: .venv/.ready ## Check style, types and import directions

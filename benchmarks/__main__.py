@@ -16,6 +16,7 @@ LIMITS = {
     "schedules": ("--check",),
     "queue": ("--check",),
     "history": ("--at-most", "2"),
+    "hung_engine": ("--at-most-ms", "200"),
     "throughput": ("--at-least", "0.95", "--most-ms", "20", "--most-cpu-ms", "15"),
 }
 

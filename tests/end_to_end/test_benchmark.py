@@ -47,6 +47,17 @@ def test_submitting_is_measured_against_an_empty_endpoint() -> None:
     assert len(re.findall(r"^(?:sqlite|redis): .* ratio to the floor: [\d.]+ ", done, re.M)) == 4, done
 
 
+def test_answers_while_an_engine_hangs_are_measured_against_one_that_needs_no_engine(
+    docker_engine: SharedEngine,
+) -> None:
+    done = run("benchmarks.hung_engine", "--jobs", "3", "--docker-host", docker_engine.url)
+
+    kinds = re.findall(r"^(.+?): +p50 .* ms, longest .* ms, ratio of p50 to the floor: [\d.]+$", done, re.M)
+    assert kinds[0] == "list of tasks"
+    assert {"retry, refused", "retry by force", "retry of many", "put", "stop of a job"} < set(kinds)
+    assert re.search(r"^longest of all: [\d.]+ ms$", done, re.M), done
+
+
 def test_a_long_history_is_measured_against_a_short_one() -> None:
     done = run("benchmarks.history", "--executions", "400", "--pages", "20", "--requests", "10", "--rounds", "2")
 
