@@ -19,15 +19,15 @@ from pathlib import Path
 #: Below Linux's `ip_local_port_range` (from 32,768), with as much room above for the ports of a cluster's bus.
 _PORTS = range(11_000, 22_000)
 #: A node of a Redis cluster listens here as well, so far above its own port.
-BUS = 10_000
+_BUS = 10_000
 
 _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port of the loopback address that nothing listens on, nor `BUS` above it; this process's until it ends."""
+    """A port of the loopback address that nothing listens on, nor `_BUS` above it; this process's until it ends."""
     for port in random.sample(_PORTS, len(_PORTS)):
-        if port not in _given and _lock(port) and _is_free(port) and _is_free(port + BUS):
+        if port not in _given and _lock(port) and _is_free(port) and _is_free(port + _BUS):
             _given.add(port)
             return port
     raise RuntimeError(f"all ports of {_PORTS} are taken")
