@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,16 +81,22 @@ def _fail_over(sentinels: SentinelGroup) -> None:
 
 
 def _master(sentinels: SentinelGroup) -> RedisServer:
-    """The master, once the sentinels agree on one that knows of it."""
+    """The master by most of the sentinels, once it knows of it and no failover is under way.
+
+    Not by all: one whose failover is overtaken by another's may keep its own result, under the same epoch, for good.
+    Clients find the master all the same, as they ask whom a sentinel names.
+    """
 
     def agreed() -> RedisServer | None:
-        named = _named(sentinels)
-        with contextlib.suppress(redis.RedisError), named[0].client() as client:
-            if len(set(named)) == 1 and client.info("replication")["role"] == "master":
-                return named[0]
+        named, votes = Counter(_named(sentinels)).most_common(1)[0]
+        if 2 * votes <= len(sentinels.sentinels) or sentinels.is_failing_over():
+            return None
+        with contextlib.suppress(redis.RedisError), named.client() as client:
+            if client.info("replication")["role"] == "master":
+                return named
         return None
 
-    found: RedisServer = until("the sentinels agree on a master", agreed, _PATIENCE, 0.2)
+    found: RedisServer = until("most sentinels agree on a master", agreed, _PATIENCE, 0.2)
     return found
 
 

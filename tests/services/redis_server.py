@@ -216,6 +216,15 @@ class SentinelGroup:
             _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME)
         return next(server for server in self.servers if server.port == int(port))
 
+    def is_failing_over(self) -> bool:
+        """Whether one of the sentinels is in the middle of it."""
+        return any("failover_in_progress" in self._told_by(each)["flags"] for each in self.sentinels)
+
+    def _told_by(self, sentinel: RedisServer) -> Mapping[str, str]:
+        """What that sentinel knows of the master."""
+        with sentinel.client() as client:
+            return _pairs(client.execute_command("SENTINEL", "MASTER", MASTER_NAME))
+
     def _server(self, number: int, options: Sequence[str]) -> RedisServer:
         credentials = ("default", self.password) if self.password else None
         folder = self._folder / f"server-{number}"
@@ -246,8 +255,7 @@ class SentinelGroup:
 
     def _sentinels_agree(self) -> bool:
         for sentinel in self.sentinels:
-            with sentinel.client() as client:
-                found = _pairs(client.execute_command("SENTINEL", "MASTER", MASTER_NAME))
+            found = self._told_by(sentinel)
             if (found.get("num-other-sentinels"), found.get("num-slaves")) != ("2", "2"):
                 return False
         return True
