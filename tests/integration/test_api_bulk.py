@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.api_harness import LANE, Api, running_api
+from tests.integration.api_harness import LANE, Api
 
 JOB = {"image": "busybox", "command": "echo hi"}
-
-
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as running:
-        yield running
 
 
 async def bulk(api: Api, jobs: object, key: str | None = None, task: str = "t") -> dict[str, Any]:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastlane_core.models import Execution, Failure, Reason, RunSpec, Status
-from tests.integration.api_harness import Api, running_api
-
-
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as running:
-        yield running
+from tests.integration.api_harness import Api
 
 
 async def fail(api: Api, task: str = "t", **fields: object) -> Execution:

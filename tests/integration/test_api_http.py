@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,12 +35,6 @@ EXECUTION_KEYS = {
     "nextRetryAt",
     "failure",
 }
-
-
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as running:
-        yield running
 
 
 async def test_every_address_is_served_with_and_without_a_slash_at_its_end(api: Api) -> None:

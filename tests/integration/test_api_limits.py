@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastlane_core.contracts.queue import Limit, job_key, task_key
 from fastlane_core.engine.presence import WORKERS_SCOPE
-from tests.integration.api_harness import Api, running_api
+from tests.integration.api_harness import Api
 
 JOB = {"image": "ubuntu", "command": "true"}
-
-
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as served:
-        yield served
 
 
 async def submit(api: Api, task: str = "busy", **fields: object) -> dict[str, Any]:

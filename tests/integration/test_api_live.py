@@ -28,12 +28,6 @@ from tests.integration.api_harness import DEADLINE, LANE, Api, running_api, unkn
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
 
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as running:
-        yield running
-
-
 class Lines:
     """The lines of a followed stream, as they come."""
 

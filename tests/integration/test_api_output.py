@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
 from fastlane_core.models import LogChunk, Status, Stream
-from tests.integration.api_harness import Api, running_api
-
-
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as running:
-        yield running
+from tests.integration.api_harness import Api
 
 
 async def test_output_is_given_byte_for_byte_with_the_exit_code(api: Api) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import get_args
 
 import httpx
@@ -14,15 +12,9 @@ import pytest
 from fastlane_core.api.retry_payload import RetriedReason
 from fastlane_core.engine.lifecycle import RETRIED
 from fastlane_core.models import Execution, Reason, Status
-from tests.integration.api_harness import Api, running_api
+from tests.integration.api_harness import Api
 
 JOB = {"image": "busybox", "command": "true"}
-
-
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as running:
-        yield running
 
 
 async def put(api: Api, job_id: str, *, headers: dict[str, str] | None = None, **fields: object) -> httpx.Response:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastlane_core.engine.schedules import execution_id, execution_of
-from tests.integration.api_harness import LANE, Api, running_api, unknown
+from tests.integration.api_harness import LANE, Api, unknown
 
 CRON = {"image": "ubuntu", "command": "make report", "cron": "30 2 * * *", "timezone": "Europe/Berlin"}
-
-
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as served:
-        yield served
 
 
 async def submit(api: Api, **fields: object) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
@@ -14,13 +13,7 @@ from fastlane_core.api import status
 from fastlane_core.contracts.queue import LaneStats
 from fastlane_core.errors import QueueUnavailable
 from fastlane_core.models import Status
-from tests.integration.api_harness import DEADLINE, LANE, Api, running_api
-
-
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_api(tmp_path) as running:
-        yield running
+from tests.integration.api_harness import DEADLINE, LANE, Api
 
 
 async def test_a_lane_that_is_out_of_reach_in_the_queue_is_marked_and_the_others_are_told(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +18,7 @@ from fastlane_core.engine.presence import WORKERS_SCOPE
 from fastlane_core.engine.topics import worker_topic
 from fastlane_core.errors import EngineUnavailable, StartLost
 from fastlane_core.models import EventKind, Execution, Reason, Status, Stream
-from tests.integration.engine_harness import QUICK, Deployment, deployment, opened, until
-
-
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
-        yield made
-
+from tests.integration.engine_harness import QUICK, Deployment, opened, until
 
 # Endings
 

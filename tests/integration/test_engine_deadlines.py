@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,13 +13,7 @@ from fastlane_core.engine.supervision import Supervision
 from fastlane_core.errors import EngineUnavailable
 from fastlane_core.models import Event, EventKind, Status
 from fastlane_core.settings.core import WorkerSettings
-from tests.integration.engine_harness import QUICK, Deployment, deployment
-
-
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
-        yield made
+from tests.integration.engine_harness import QUICK, Deployment
 
 
 async def die_at(fastlane: Deployment, fatal: FaultPoint) -> None:

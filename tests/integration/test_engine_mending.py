@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +19,7 @@ from fastlane_core.errors import QueueUnavailable, RunnerError
 from fastlane_core.models import Event, EventKind, Execution, Mending, Reason, RunHandle, Status
 from fastlane_core.testing.fake_engine import FakeEngine
 from fastlane_core.testing.fake_runner import FakeRunner
-from tests.integration.engine_harness import PATIENCE, QUICK, Deployment, deployment, until
-
-
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
-        yield made
-
+from tests.integration.engine_harness import PATIENCE, QUICK, Deployment, until
 
 # Leases
 

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
-
-import pytest
 
 from fastlane_core.engine.preparing import prepare
 from fastlane_core.errors import EngineUnavailable, PullFailed
 from fastlane_core.models import EventKind, Execution, Progress, Reason, RunRequest, RunSpec, Status
 from fastlane_core.testing.fake_engine import FakeEngine
 from fastlane_core.testing.fake_runner import FakeRunner
-from tests.integration.engine_harness import Deployment, deployment, until
-
-
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
-        yield made
+from tests.integration.engine_harness import Deployment, until
 
 
 async def _says(fastlane: Deployment, execution: Execution, message: str) -> bool:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from fastlane_core.engine.replacing import Precondition
 from fastlane_core.errors import Conflict, PreconditionFailed
 from fastlane_core.models import Reason, RunOutcome, Status
-from tests.integration.engine_harness import Deployment, deployment, until
+from tests.integration.engine_harness import Deployment, until
 from tests.integration.engine_requests import LONG, NOW, attempts, has_attempts, put
-
-
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
-        yield made
 
 
 async def test_a_put_makes_a_job_and_another_replaces_what_waits(fastlane: Deployment) -> None:

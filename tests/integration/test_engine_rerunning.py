@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from fastlane_core.engine.retrying import Selection
 from fastlane_core.errors import Conflict, InvalidInput, RevisionConflict
 from fastlane_core.models import Execution, Failure, Reason, RunOutcome, Status
-from tests.integration.engine_harness import QUICK, Deployment, deployment, until
+from tests.integration.engine_harness import QUICK, Deployment, until
 from tests.integration.engine_requests import LONG, NOW, attempts, has_attempts, retrying
-
-
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
-        yield made
 
 
 async def test_an_ended_job_is_run_again_with_what_it_asks_for_now(fastlane: Deployment) -> None:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from fastlane_core.engine.submission import JobOrder, JobSubmission
 from fastlane_core.errors import PullFailed
 from fastlane_core.models import Execution, Reason, RetryPolicy, RunSpec, Status
-from tests.integration.engine_harness import Deployment, deployment, until
+from tests.integration.engine_harness import Deployment, until
 from tests.integration.engine_requests import LONG, NOW, attempts, has_attempts, stopping
-
-
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
-        yield made
 
 
 async def test_a_time_out_is_tried_again_where_the_job_says_so_also_when_it_ended_with_0(fastlane: Deployment) -> None:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from fastlane_core.engine.schedules import STOP_SECONDS, is_stopping, stopped_for_good
 from fastlane_core.engine.submission import queue_item
 from fastlane_core.models import Execution, Status
-from tests.integration.engine_harness import Deployment, deployment, until
+from tests.integration.engine_harness import Deployment, until
 from tests.integration.engine_requests import LONG, NOW, attempts, has_attempts, stopping
-
-
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
-        yield made
 
 
 async def test_a_job_that_waits_for_its_time_is_stopped_at_once(fastlane: Deployment) -> None:

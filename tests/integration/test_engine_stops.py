@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +14,9 @@ from fastlane_core.engine.stopping import Stopping
 from fastlane_core.errors import EngineUnavailable, PullFailed
 from fastlane_core.models import Execution, Reason, RetryPolicy, RunHandle, RunOutcome, RunRequest, Status
 from fastlane_core.testing.fake_runner import FakeRunner
-from tests.integration.engine_harness import QUICK, Deployment, deployment, opened, until
+from tests.integration.engine_harness import QUICK, Deployment, opened, until
 
 NOW = RetryPolicy(min_seconds=0.0)
-
-
-@pytest.fixture
-async def fastlane(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployment(tmp_path) as made:
-        yield made
 
 
 async def stop(fastlane: Deployment, execution: Execution) -> None:

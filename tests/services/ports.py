@@ -13,7 +13,7 @@ import os
 import random
 import socket
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 #: Below Linux's `ip_local_port_range` (from 32,768), with as much room above for the ports of a cluster's bus.
@@ -49,8 +49,7 @@ def _locks() -> int:
 
 
 def _is_free(port: int) -> bool:
-    with ExitStack() as stack, suppress(OSError):
-        probe = stack.enter_context(socket.socket())
+    with suppress(OSError), socket.socket() as probe:
         probe.bind(("127.0.0.1", port))
         return True
     return False
