@@ -17,7 +17,6 @@ import statistics
 import sys
 import tempfile
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,13 +27,11 @@ from urllib.parse import urlsplit
 
 import docker
 
+from benchmarks.throughput import DEPLOYMENT, IMAGE, LABEL, started
 from tests.end_to_end.service import Service, until
 from tests.services.tcp_proxy import TcpProxy
 
-IMAGE = "busybox:latest"
 FLOOR = "list of tasks"
-#: Marks the containers: an engine that was given may hold others.
-LABEL, DEPLOYMENT = "fastlane.deployment", f"benchmark-{uuid.uuid4()}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fl")))
-        url = options.docker_host or stack.enter_context(started(folder / "engine"))
+        url = options.docker_host or stack.enter_context(started(1, folder))[0]
         host = urlsplit(url)
         proxy = stack.enter_context(TcpProxy((host.hostname or "", host.port or 2375)))
         service = stack.enter_context(fastlane(folder / "fastlane", proxy, options.jobs))
@@ -94,8 +91,8 @@ def print_summary(seconds: Mapping[str, Sequence[float]]) -> float:
     """Print what was seen; returns the longest."""
     floor = statistics.median(seconds[FLOOR])
     for what, found in seconds.items():
-        middle, longest = statistics.median(found), max(found)
-        times = f"p50 {middle * 1000:5.1f} ms, longest {longest * 1000:6.1f} ms"
+        middle = statistics.median(found)
+        times = f"p50 {middle * 1000:5.1f} ms, longest {max(found) * 1000:6.1f} ms"
         print(f"{what + ':':22}{times}, ratio of p50 to the floor: {middle / floor:.1f}")
     longest = max(map(max, seconds.values()))
     print(f"longest of all: {longest * 1000:.1f} ms")
@@ -105,7 +102,6 @@ def print_summary(seconds: Mapping[str, Sequence[float]]) -> float:
 @contextmanager
 def fastlane(folder: Path, proxy: TcpProxy, jobs: int) -> Iterator[Service]:
     """One `fastlane dev` with the engine behind the proxy as its only host."""
-    folder.mkdir()
     farm = {"hosts": [f"127.0.0.1:{proxy.port}"], "maxRunning": jobs}
     settings: dict[str, Any] = {
         "RUNNERS": ["docker"],
@@ -118,18 +114,6 @@ def fastlane(folder: Path, proxy: TcpProxy, jobs: int) -> Iterator[Service]:
         yield service.start()
     finally:
         service.close()
-
-
-@contextmanager
-def started(folder: Path) -> Iterator[str]:
-    """An engine with the image; its URL."""
-    from tests.services.docker_engine import DockerEngine
-    from tests.services.images import add_busybox
-
-    folder.mkdir()
-    with DockerEngine(folder) as engine:
-        add_busybox(engine.url)
-        yield f"tcp://127.0.0.1:{engine.port}"
 
 
 def has_started(service: Service, answer: Mapping[str, str]) -> bool:

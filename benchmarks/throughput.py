@@ -130,7 +130,6 @@ class Fastlane:
         names = ["api", *(f"worker{number}" for number in range(workers))] if workers else ["dev"]
         self._services: list[Service] = []
         for name in names:
-            (folder / name).mkdir()
             command = ("worker",) if name.startswith("worker") else (name,)
             self._services.append(Service(folder / name, settings, command, verbosity=""))
         self._api = self._services[0]
@@ -205,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threads = options.threads or best_threads(engines, host_config)
         print(f"{len(engines.urls)} engines {engines.version()}, {os.cpu_count()} cores, load {load()}")
         print(f"{options.jobs} jobs in {options.rounds} rounds, {threads} containers at a time")
-        with Fastlane(new(folder / "measured"), engines.urls, running=threads, workers=options.workers) as fastlane:
+        with Fastlane(folder / "measured", engines.urls, running=threads, workers=options.workers) as fastlane:
             fastlane.run(len(engines.urls))
             print(f"idle fastlane: {fastlane.idle_cpu_ms(options.idle_seconds):.1f} CPU ms per second")
             bares, ours = measure(engines, fastlane, options.jobs // options.rounds, options.rounds, threads)
@@ -238,7 +237,7 @@ def measure(
 
 def options_of_fastlane(folder: Path, engines: Engines) -> Mapping[str, Any]:
     """The options with which Fastlane makes a container."""
-    with Fastlane(new(folder / "first"), engines.urls, running=1, workers=0) as fastlane:
+    with Fastlane(folder / "first", engines.urls, running=1, workers=0) as fastlane:
         fastlane.run(1)
     return engines.host_config()
 
@@ -257,7 +256,7 @@ def started(count: int, folder: Path) -> Iterator[Sequence[str]]:
     with ExitStack() as stack:
         urls = []
         for number in range(count):
-            engine = stack.enter_context(DockerEngine(new(folder / f"engine{number}")))
+            engine = stack.enter_context(DockerEngine(folder / f"engine{number}"))
             add_busybox(engine.url)
             urls.append(engine.url)
         yield urls
@@ -284,12 +283,6 @@ def print_summary(bares: Sequence[Block], ours: Sequence[Block]) -> tuple[float,
 def load() -> str:
     """The machine's load average of the last minute."""
     return f"{os.getloadavg()[0]:.2f}"
-
-
-def new(folder: Path) -> Path:
-    """The folder, made."""
-    folder.mkdir()
-    return folder
 
 
 if __name__ == "__main__":

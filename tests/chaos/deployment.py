@@ -98,7 +98,6 @@ def deployed(folder: Path, beneath: Beneath) -> Iterator[Deployment]:
         }
 
         def service(name: str, *command: str) -> Service:
-            (folder / name).mkdir()
             started = Service(folder / name, settings, command=command, verbosity="-v").start()
             stack.callback(started.close)
             return started

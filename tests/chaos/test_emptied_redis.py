@@ -85,7 +85,6 @@ def test_all_that_waits_or_runs_when_redis_is_emptied_ends_once(
     with ExitStack() as stack:
 
         def service(name: str, *command: str) -> Service:
-            (tmp_path / name).mkdir()
             started = Service(tmp_path / name, settings, command=command, verbosity="-v").start()
             stack.callback(started.close)
             return started

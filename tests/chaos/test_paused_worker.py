@@ -52,10 +52,10 @@ class Paused:
     """An API, a worker that has begun to run things, and an heir that came after that."""
 
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
-        self.api = Service(_made(folder / "api"), settings, ("api",))
-        self.victim = Service(_made(folder / "victim"), settings, ("worker", "-i", "victim"))
+        self.api = Service(folder / "api", settings, ("api",))
+        self.victim = Service(folder / "victim", settings, ("worker", "-i", "victim"))
         # Busy machines pause as well: nobody must adopt from the heir.
-        self.heir = Service(_made(folder / "heir"), {**settings, "LEASE_SECONDS": 60.0}, ("worker", "-i", "heir"))
+        self.heir = Service(folder / "heir", {**settings, "LEASE_SECONDS": 60.0}, ("worker", "-i", "heir"))
 
     def __enter__(self) -> Paused:
         self.api.start()
@@ -75,11 +75,6 @@ class Paused:
         """A run that counts, line by line, for that long."""
         script = f"for i in $(seq 1 {lines(seconds)}); do echo $i; sleep {1 / PACE}; done"
         return self.api.submit("paused", {"image": "busybox", "command": ["sh", "-c", script]})
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def lines(seconds: float) -> int:

@@ -44,9 +44,9 @@ class Fastlane:
             **settings,
         }
         self._hosts = sum(len(hosts) for each in farms if isinstance(hosts := each["hosts"], Sequence))
-        self.api = Service(_made(folder / "api"), shared, command=("api",))
+        self.api = Service(folder / "api", shared, command=("api",))
         self.workers = [
-            Service(_made(folder / name), shared, command=("worker", "-i", name)) for name in ("worker1", "worker2")
+            Service(folder / name, shared, command=("worker", "-i", name)) for name in ("worker1", "worker2")
         ]
 
     def __enter__(self) -> Fastlane:
@@ -221,9 +221,4 @@ def engines_of(count: int) -> Iterator[list[DockerEngine]]:
 
     # Engines listen on sockets in their folders, whose paths must be short.
     with tempfile.TemporaryDirectory(prefix="fl") as folder, ExitStack() as stack:
-        yield [stack.enter_context(started_engine(_made(Path(folder) / str(number)))) for number in range(count)]
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
+        yield [stack.enter_context(started_engine(Path(folder) / str(number))) for number in range(count)]

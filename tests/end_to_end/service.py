@@ -44,7 +44,9 @@ class Service:
         verbosity: str = "-vv",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`environment` is added to that of the test run; paths of PYTHONPATH are put in front of those there."""
+        """The folder is made. `environment` is added to that of the test run; paths of PYTHONPATH are put in front of
+        those there."""
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"

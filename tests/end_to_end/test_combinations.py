@@ -108,7 +108,6 @@ class Processes:
     ) -> Service:
         """One that is not started yet."""
         folder = self._folder / f"{command}-{len(self._made)}"
-        folder.mkdir()
         common = {"RUNNERS": ["process"], "PROCESS_FOLDER": str(self._folder / "engine")}
         service = Service(folder, {**common, **settings}, (command, *arguments), environment=environment)
         self._made.append(service)

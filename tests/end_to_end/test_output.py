@@ -38,8 +38,6 @@ class Fastlane:
             "LEASE_SECONDS": 15.0,
             "DEPLOYMENT_ID": self.deployment,
         }
-        for name in ("api", "worker"):
-            (folder / name).mkdir()
         self.api = Service(folder / "api", settings, command=("api",))
         self.worker = Service(folder / "worker", settings, command=("worker",))
 

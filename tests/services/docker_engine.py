@@ -51,13 +51,12 @@ class EngineTls:
 class DockerEngine:
     """One `dockerd` on a socket and on a port of the loopback address."""
 
-    def __init__(
-        self, folder: Path, *, port: int | None = None, arguments: tuple[str, ...] = (), tls: EngineTls | None = None
-    ) -> None:
-        """`folder` is new and its own; `arguments` are passed on to the daemon. With `tls` its port speaks TLS."""
+    def __init__(self, folder: Path, *, arguments: tuple[str, ...] = (), tls: EngineTls | None = None) -> None:
+        """`folder` is its own, and made; `arguments` are passed on to the daemon. With `tls` its port speaks TLS."""
         self._folder = folder
         self._arguments = (*arguments, *tls.arguments) if tls else arguments
-        self.port = port or free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
         #: As jobs' engines are named in the settings.
         self.url = f"{'https' if tls else 'tcp'}://127.0.0.1:{self.port}"
         self.socket_url = f"unix://{folder}/docker.sock"

@@ -38,7 +38,6 @@ class RedisServer:
         self,
         folder: Path,
         *,
-        port: int | None = None,
         persistent: bool = False,
         sentinel: bool = False,
         tls: Identity | None = None,
@@ -54,7 +53,7 @@ class RedisServer:
         self._sentinel = sentinel
         self._tls, self._ca = tls, ca
         self._credentials = credentials
-        self.port = port or free_port()
+        self.port = free_port()
         lines = [
             f"dir {folder}",
             "bind 127.0.0.1",
